@@ -1,0 +1,139 @@
+"""Array libraries: which one an argument belongs to, and the few functions that they spell differently.
+
+The only room that knows NumPy from CuPy. The others take the namespace ``xp`` from their arguments and call what
+NumPy 2, CuPy 13 and 14 and array-api-strict share. Arrays never move between devices but by ``to_numpy`` and
+``from_numpy``.
+"""
+
+import sys
+from typing import Any
+
+import numpy as np
+
+Array = Any
+Namespace = Any
+
+# Unit roundoff u = 2^-t, t the digits of the significand: the largest relative error of one rounding to nearest.
+UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+_REAL = {"float16", "float32", "float64"}
+_REAL_PART = {"complex64": "float32", "complex128": "float64"}
+
+
+def namespace_of(name: str, x: Array) -> Namespace:
+    """The array namespace of argument ``name``; a TypeError if it is no array."""
+    if isinstance(x, np.ndarray):
+        return np
+    if type(x).__module__.partition(".")[0] == "cupy":  # CuPy's arrays have no __array_namespace__
+        return sys.modules["cupy"]
+    if hasattr(x, "__array_namespace__"):
+        return x.__array_namespace__()
+    raise TypeError(f"{name}: {type(x).__name__}; it must be an array of NumPy, CuPy or another array library")
+
+
+def namespace(**arrays: Array) -> Namespace:
+    """The one array namespace of all named arguments (None is skipped); a TypeError if they are of several.
+
+    A library is refused beside another, and so is a device beside another: nothing is moved unasked.
+    """
+    first, xp = "", None
+    for name, x in arrays.items():
+        if x is None:
+            continue
+        own = namespace_of(name, x)
+        if xp is None:
+            first, xp = name, own
+        elif own is not xp or device_of(x) != device_of(arrays[first]):
+            raise TypeError(
+                f"{name}: an array of {describe(x)}; {first} is of {describe(arrays[first])}, and all must be of one "
+                "library on one device"
+            )
+    if xp is None:
+        raise TypeError("no array among the arguments; at least one is needed")
+    return xp
+
+
+def device_of(x: Array) -> Any:
+    """The device of an array: "cpu" for NumPy, a device object elsewhere."""
+    return getattr(x, "device", "cpu")
+
+
+def describe(x: Array) -> str:
+    """The library and the device of an array, in words."""
+    return f"{type(x).__module__.partition('.')[0]} on {device_of(x)}"
+
+
+def dtype_name(x: Array) -> str:
+    """The dtype of an array as a plain word: "float32", "complex128", "object" …"""
+    return str(x.dtype).rpartition(".")[2]
+
+
+def precision(name: str, x: Array) -> str:
+    """ "float16", "float32" or "float64" of a real or complex array; a TypeError for any other dtype."""
+    dtype = dtype_name(x)
+    dtype = _REAL_PART.get(dtype, dtype)
+    if dtype not in _REAL:
+        raise TypeError(f"{name}: dtype {dtype}; it must be float16, float32, float64 or complex")
+    return dtype
+
+
+def unit_roundoff(dtype: str) -> float:
+    """u of "float64", "float32", "float16" or "bfloat16", and of the complex types made of them."""
+    dtype = _REAL_PART.get(dtype, dtype)
+    if dtype not in UNIT_ROUNDOFF:
+        raise ValueError(f"dtype: {dtype!r}; it must be one of {', '.join(UNIT_ROUNDOFF)}")
+    return UNIT_ROUNDOFF[dtype]
+
+
+def to_numpy(x: Array) -> np.ndarray[Any, Any]:
+    """A copy of ``x`` in host memory, or ``x`` itself if it is NumPy's."""
+    if isinstance(x, np.ndarray):
+        return x
+    if type(x).__module__.partition(".")[0] == "cupy":
+        return np.asarray(x.get())
+    xp = namespace_of("x", x)
+    devices = xp.__array_namespace_info__().devices()
+    return np.array(x if x.device == devices[0] else x.to_device(devices[0]))
+
+
+def from_numpy(xp: Namespace, x: np.ndarray[Any, Any], device: Any = None) -> Array:
+    """``x`` as an array of ``xp`` on ``device`` (None: the library's default)."""
+    return x if xp is np else xp.asarray(x, **on(device))
+
+
+def on(device: Any) -> dict[str, Any]:
+    """Keyword arguments that make an array on ``device``; none for NumPy and CuPy, where it is the current one."""
+    return {} if device is None or device == "cpu" or type(device).__module__.startswith("cupy") else {"device": device}
+
+
+def astype(xp: Namespace, x: Array, dtype: Any) -> Array:
+    """``x`` in another dtype (CuPy 13 has the method alone, array-api-strict the function alone)."""
+    if hasattr(xp, "astype"):
+        return xp.astype(x, dtype, copy=False)
+    return x.astype(dtype, copy=False)
+
+
+def permute(xp: Namespace, x: Array, axes: tuple[int, ...]) -> Array:
+    """``x`` with its axes in another order, a view where the library has views."""
+    return xp.permute_dims(x, axes) if hasattr(xp, "permute_dims") else x.transpose(axes)
+
+
+def swap_last(x: Array) -> Array:
+    """Each matrix of a stack (…, m, k) transposed."""
+    return x.mT if hasattr(x, "mT") else x.swapaxes(-1, -2)
+
+
+def as_rows(xp: Namespace, x: Array) -> Array:
+    """``x`` (…, k) as a matrix (T, k) of its rows; T is 1 for a vector and 0 for an empty batch."""
+    count = 1
+    for size in x.shape[:-1]:
+        count *= size
+    return xp.reshape(x, (count, x.shape[-1]))
+
+
+def check_finite(xp: Namespace, **arrays: Array) -> None:
+    """A ValueError naming the argument that holds NaN or infinity. Reads one boolean of the device if all is well."""
+    named = {name: x for name, x in arrays.items() if x is not None}
+    verdicts = [xp.all(xp.isfinite(x)) for x in named.values()]
+    if named and not bool(xp.all(xp.stack(verdicts))):
+        name = next(name for name, verdict in zip(named, verdicts, strict=True) if not bool(verdict))
+        raise ValueError(f"{name}: holds NaN or infinity; it must be finite")

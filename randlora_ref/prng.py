@@ -1,0 +1,79 @@
+"""Two streams of random 32-bit words: Philox4x32-10, the package's own, and MT19937, torch's on a CPU.
+
+Only integers here; ``bases`` turns words into numbers. Philox is counter-based (Salmon et al., "Parallel random
+numbers: as easy as 1, 2, 3", SC 2011): each word is a function of its place, so any part of a stream is made
+alone, on any device. MT19937 (Matsumoto and Nishimura, 1998) must be read from the start, on the CPU.
+"""
+
+import operator
+from typing import Any
+
+import numpy as np
+
+Array = Any
+MASK32 = 0xFFFFFFFF
+
+# Philox4x32: multipliers of the two halves of the counter, and what each round adds to the two key words.
+PHILOX_M0, PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
+PHILOX_W0, PHILOX_W1 = 0x9E3779B9, 0xBB67AE85
+PHILOX_ROUNDS = 10
+
+
+def check_seed(seed: Any) -> int:
+    """``seed`` as an int; a TypeError or ValueError unless it is an integer in [0, 2⁶⁴)."""
+    try:
+        value = operator.index(seed)
+    except TypeError:
+        raise TypeError(f"seed: {seed!r}; it must be an integer in [0, 2**64)") from None
+    if isinstance(seed, (bool, np.bool_)) or not 0 <= value < 2**64:
+        raise ValueError(f"seed: {seed!r}; it must be an integer in [0, 2**64)")
+    return value
+
+
+def philox4x32(counter: tuple[Array, Array, Array, Array], key: tuple[int, int]) -> tuple[Array, Array, Array, Array]:
+    """The four words of each block: Philox4x32-10 of ``counter`` under ``key``.
+
+    The counter's words are uint64 arrays that broadcast together, with values below 2³²; so are the results.
+    Known answers: Random123's ``kat_vectors``.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(PHILOX_ROUNDS):
+        product0, product1 = PHILOX_M0 * c0, PHILOX_M1 * c2  # 32 by 32 bits: no overflow in 64
+        c0, c1 = (product1 >> 32) ^ c1 ^ k0, product1 & MASK32
+        c2, c3 = (product0 >> 32) ^ c3 ^ k1, product0 & MASK32
+        k0, k1 = (k0 + PHILOX_W0) & MASK32, (k1 + PHILOX_W1) & MASK32
+    return c0, c1, c2, c3
+
+
+def philox_words(seed: int, stream: int, start: int, stop: int, xp: Any = np, device: Any = None) -> Array:
+    """Words ``start`` to ``stop`` of stream ``stream`` under ``seed``, as uint64 values below 2³².
+
+    Word e is word e mod 4 of the block with counter (e//4 low, e//4 high, stream, 0) and key (seed low, seed high).
+    """
+    first, last = start // 4, -(-stop // 4)
+    block = xp.arange(first, last, dtype=xp.uint64, **({} if device is None else {"device": device}))
+    counter = (block & MASK32, block >> 32, 0 * block + stream, 0 * block)
+    words = xp.stack(philox4x32(counter, (seed & MASK32, seed >> 32)), axis=-1)
+    return xp.reshape(words, (-1,))[start - 4 * first : stop - 4 * first]
+
+
+def mt19937(seed: int) -> np.random.MT19937:
+    """MT19937 as ``init_genrand`` seeds it from the low 32 bits of ``seed``: torch's CPU generator.
+
+    Its raw 32-bit words are those of ``torch.Generator().manual_seed(seed)``.
+    """
+    key = np.empty(624, dtype=np.uint32)
+    word = seed & MASK32
+    for i in range(624):
+        key[i] = word
+        word = (1812433253 * (word ^ (word >> 30)) + i + 1) & MASK32
+    generator = np.random.MT19937(0)
+    generator.state = {"bit_generator": "MT19937", "state": {"key": key, "pos": 624}}
+    return generator
+
+
+def mt19937_words(generator: np.random.MT19937, count: int) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    """The next ``count`` raw words of ``generator``, as uint32."""
+    # Drawn over the full range, NumPy's bounded integers are the raw words, at half the memory of random_raw.
+    return np.random.Generator(generator).integers(0, 2**32, size=count, dtype=np.uint32)
