@@ -27,7 +27,7 @@ Order = Literal["merged", "thin", "termwise"]
 
 # One element-wise operation takes the time of about this many operations inside a matrix product (measured on two
 # cores, float32: ``randlora-ref bench``). It decides between orders alone, never a result.
-ELEMENTWISE = 16
+ELEMENTWISE = 32
 
 
 class Grads(NamedTuple):
