@@ -1,0 +1,62 @@
+"""How large a rounding error may be: limits derived from the data, in the manner of Reference BLAS's testers.
+
+The *gauge* G of a result is the same formula on absolute values: it bounds what cancels. An entry of a sum of m
+products, rounded to unit roundoff u, is right if |error| <= 16·max(1, √(m/256))·u·G. (Reference BLAS asks for 16·u·G
+whatever m is; constant positive data, summed one by one, passes that only up to m ≈ 1000.)
+
+Every comparison is written as "error <= limit", so NaN fails, and non-finite values fail first.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from .. import spec
+
+Array = Any
+TINY = 2.0**-1074  # the least positive float64: an underflow is no rounding error
+
+
+def limit(gauge: Array, contraction: int, u: float) -> Array:
+    """16·max(1, √(m/256))·u·G for each entry, m the longest ``contraction``."""
+    return 16 * max(1.0, (contraction / 256) ** 0.5) * u * gauge + TINY
+
+
+def ratio(actual: Array, expected: Array, allowed: Array) -> float:
+    """max |actual − expected| / allowed of host arrays: at most 1 passes. Infinite for non-finite values or shapes that part."""
+    if np.shape(actual) != np.shape(expected) or not (np.all(np.isfinite(actual)) and np.all(np.isfinite(expected))):
+        return float("inf")
+    return float(np.max(np.abs(actual - expected) / allowed, initial=0.0))
+
+
+def relative_error(actual: Array, expected: Array, gauge: Array, u: float) -> float:
+    """max|a − b| / max(max|b|, u·max G) of two host arrays: a true zero compares as zero, non-finite as infinite."""
+    scale = max(np.max(np.abs(expected), initial=0.0), u * np.max(gauge, initial=0.0))
+    return ratio(actual, expected, scale if scale > 0 else TINY)
+
+
+def layer_gauges(case: dict[str, Any]) -> dict[str, Array]:
+    """G of y, x, weight, bias, lambda_, gamma and delta_weight of a layer: ``spec`` on absolute values, in float64.
+
+    ``case`` holds the arguments of ``spec.backward`` by name, with ``bias``.
+    """
+    sizes = {name: np.abs(np.asarray(x, np.float64)) if hasattr(x, "ndim") else x for name, x in case.items()}
+    sizes["scaling"] = abs(sizes["scaling"])
+    return expected(sizes)
+
+
+def expected(case: dict[str, Any]) -> dict[str, Array]:
+    """y, delta_weight and every gradient of a layer, by ``spec``, under the names of ``layer_gauges``."""
+    arguments = {name: x for name, x in case.items() if name not in ("dy", "bias")}
+    y = spec.forward(bias=case["bias"], **arguments)
+    gradients = spec.backward(dy=case["dy"], **arguments)
+    update = spec.delta_weight(
+        *(case[name] for name in ("A", "B", "lambda_", "gamma")), case["weight"].shape, case["scaling"], case["pairing"]
+    )
+    return {"y": y, "delta_weight": update, **gradients._asdict()}
+
+
+def contraction(case: dict[str, Any]) -> int:
+    """The longest sum in a layer: over a side of the weight, the n·r columns of the bases, or the rows."""
+    rows = int(np.prod(case["x"].shape[:-1]))
+    return max(*case["weight"].shape, case["lambda_"].size, rows)

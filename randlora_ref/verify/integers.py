@@ -1,0 +1,57 @@
+"""The exact tier: on small integers every result of a layer is an integer that a float holds, so nothing is rounded.
+
+A, B in {−1, 0, 1}, everything else in {−3 … 3}, s a power of two: sums stay far below 2²⁴, hence float32 and float64
+give the very same values in any order of summation, on any device, and the tolerance is zero.
+
+A function that is affine in an argument p has f(p + u) − f(p) linear in u, so its gradient satisfies
+
+    ⟨dy, f(p + u) − f(p)⟩ = ⟨∂L/∂p, u⟩
+
+*exactly* on integers, for every u: a proof of the gradient at that point, with no step size and no tolerance.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Array = Any
+
+
+def small(rng: np.random.Generator, *shape: int, size: int = 3) -> Array:
+    """Integers in [−size, size], held in float64."""
+    return rng.integers(-size, size + 1, shape).astype(np.float64)
+
+
+def layer_case(
+    rng: np.random.Generator,
+    shape: tuple[int, int],
+    rank: int,
+    n: int,
+    leading: tuple[int, ...] = (5,),
+    pairing: str = "literal",
+    mask: bool = False,
+) -> dict[str, Any]:
+    """Arguments of ``spec.backward`` and ``bias``, by name, all integers; the bases one row, column and term too large."""
+    D, d = max(shape), min(shape)
+    case = {
+        "x": small(rng, *leading, shape[1]),
+        "dy": small(rng, *leading, shape[0]),
+        "weight": small(rng, *shape),
+        "bias": small(rng, shape[0]),
+        "A": small(rng, rank, d + 1, size=1),
+        "B": small(rng, n + 1, D + 1, rank, size=1),
+        "lambda_": small(rng, n, rank),
+        "gamma": small(rng, n, d),
+        "scaling": 0.5,
+        "pairing": pairing,
+        "dropout_mask": None,
+    }
+    if mask:
+        case["dropout_mask"] = 2.0 * rng.integers(0, 2, case["x"].shape)  # p = 1/2: kept values count twice
+    return case
+
+
+def adjoint_gap(f: Callable[[Array], Array], point: Array, gradient: Array, step: Array, cotangent: Array) -> float:
+    """⟨dy, f(p + u) − f(p)⟩ − ⟨∂L/∂p, u⟩, of host arrays: exactly 0 for a right gradient of an f affine in p."""
+    return float(np.sum(cotangent * (f(point + step) - f(point))) - np.sum(gradient * step))

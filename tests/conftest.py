@@ -1,0 +1,61 @@
+"""Array libraries that tests take their arrays from, and hypothesis' profiles."""
+
+import os
+from typing import Any
+
+import array_api_strict
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+from randlora_ref import arrays
+
+settings.register_profile("dev", deadline=None, max_examples=50)
+settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("thorough", deadline=None, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+class Library:
+    """One array library on one device. ``array`` brings a host array in, ``host`` brings a result out."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.xp, self.device = name, np, None
+        if name == "strict":
+            self.xp, self.device = array_api_strict, array_api_strict.Device("device1")
+        if name == "cupy":
+            self.xp = pytest.importorskip("cupy", reason="CuPy is not installed")
+            try:
+                self.xp.cuda.runtime.getDeviceCount()
+            except Exception as error:
+                pytest.skip(f"no GPU: {error}")
+
+    def array(self, x: Any) -> Any:
+        """A copy of ``x`` as an array of this library; read-only where the library has that."""
+        if x is None:
+            return None
+        copy = np.array(x)
+        if self.name == "readonly":
+            copy.setflags(write=False)
+        return arrays.from_numpy(self.xp, copy, self.device)
+
+    def host(self, x: Any) -> Any:
+        """A result as a NumPy array, once it is seen to be of this library, on its device."""
+        if x is None:
+            return None
+        assert arrays.namespace_of("x", x) is self.xp
+        if self.device is not None:
+            assert x.device == self.device
+        return arrays.to_numpy(x)
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+@pytest.fixture(
+    scope="session",
+    params=["numpy", "readonly", "strict", pytest.param("cupy", marks=pytest.mark.gpu)],
+)
+def library(request: pytest.FixtureRequest) -> Library:
+    """NumPy, NumPy read-only, array-api-strict on a device that is not the default, CuPy where there is a GPU."""
+    return Library(request.param)
