@@ -1,0 +1,61 @@
+"""The rank of an update over the first steps of gradient descent on a quadratic loss."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..spec import Pairing, delta_weight, pullback, sides, term_basis
+from .certify import RankCertificate, certify_rank
+from .exact import Progress
+from .factors import Sum, randlora_factors
+
+
+class Descent(NamedTuple):
+    """Certificates after 0, 1, … steps, and the factors after the last."""
+
+    certificates: tuple[RankCertificate, ...]
+    factors: Sum
+    losses: tuple[float, ...]
+
+
+def rank_after_steps(
+    A: Any,
+    B: Any,
+    lambda_: Any,
+    gamma: Any,
+    shape: tuple[int, int],
+    steps: int,
+    *,
+    scaling: float = 1.0,
+    pairing: Pairing = "literal",
+    largest_move: float = 0.01,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Descent:
+    """Descend on L = ½‖ΔW − T‖² with a Gaussian T, and certify the rank of ΔW before and after each step.
+
+    A (r, >=d), B (>=n, >=D, r), lambda_ (n, r), gamma (n, d), of a layer of ``shape`` (out, in). One rate for Λ and
+    Γ, chosen at each step so that no entry moves by more than ``largest_move``. In float64. Λ = 0, Γ = const (PEFT,
+    the official fork) goes 0, r, d; Λ = const, Γ = 0 (the authors' CLIP code) goes 0, d.
+    Raises ValueError for a negative ``steps`` or a ``largest_move`` that is not above 0.
+    """
+    if steps < 0:
+        raise ValueError(f"steps: {steps}; it must be at least 0")
+    if not largest_move > 0:
+        raise ValueError(f"largest_move: {largest_move}; it must be above 0")
+    A, B, lambda_, gamma = (np.asarray(a, dtype=np.float64) for a in (A, B, lambda_, gamma))
+    target = np.random.default_rng(seed).standard_normal(shape)
+    D, d = sides(shape)
+    n = len(lambda_)
+    bases = np.stack([term_basis(B[:n, :D], j, pairing) for j in range(n)])
+    certificates, losses = [], []
+    for step in range(steps + 1):
+        G = delta_weight(A, B, lambda_, gamma, shape, scaling, pairing) - target  # ∂L/∂ΔW
+        losses.append(float((G**2).sum() / 2))
+        factors = randlora_factors(A[:, :d], bases, lambda_, gamma)
+        certificates.append(certify_rank(factors, progress=progress))
+        if step < steps:
+            d_lambda, d_gamma = pullback(G, A, B, lambda_, gamma, scaling, pairing)
+            rate = largest_move / max(abs(d_lambda).max(), abs(d_gamma).max(), np.finfo(float).tiny)
+            lambda_, gamma = lambda_ - rate * d_lambda, gamma - rate * d_gamma
+    return Descent(tuple(certificates), factors, tuple(losses))

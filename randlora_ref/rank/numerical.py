@@ -1,0 +1,87 @@
+"""Rank as floating point sees it: singular values, and what is read off them. Estimates, never proofs.
+
+A stored ΔW is full rank almost always, from its rounding alone, so none of these figures says what rank the factors
+have (``certify_rank`` does); they say how much of it is large. Figures from factors are of their product formed in
+float64 and say so.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .factors import Floats, as_float64
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Singular values σ_1 >= σ_2 >= …, and figures read off them."""
+
+    values: Floats  # (min(out, in),)
+    threshold: float
+    rank: int  # σ_i > threshold
+    stable_rank: float  # Σσ²/σ_1²
+    effective_rank: float  # exp of the entropy of σ/Σσ (Roy & Vetterli, 2007)
+    source: str  # what was decomposed
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain Python values."""
+        return {**self.__dict__, "values": self.values.tolist()}
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        largest, smallest = self.values[0], self.values[-1]
+        return [
+            f"numerical rank {self.rank} of {len(self.values)} (singular values above {self.threshold:.3g})",
+            f"stable rank {self.stable_rank:.1f}, effective rank {self.effective_rank:.1f}",
+            f"singular values {largest:.3g} … {smallest:.3g}, {self.source}",
+        ]
+
+
+def spectrum(source: Any, threshold: float | None = None) -> Spectrum:
+    """The spectrum of a matrix, nested tuples of factors, or an object with ``factors()``.
+
+    ``threshold`` defaults to σ_1·max(out, in)·2⁻⁵², LAPACK's habit for float64. Without the adapter's scaling.
+    Raises ValueError for one that is negative or not finite, and as ``certify_rank`` does for bad factors.
+    """
+    if threshold is not None and not (math.isfinite(threshold) and threshold >= 0):
+        raise ValueError(f"threshold: {threshold}; it must be finite and at least 0")
+    is_matrix = isinstance(source, np.ndarray)
+    matrix = as_float64(source)
+    if not np.isfinite(matrix).all():
+        raise ValueError("factors: their product overflows float64; certify_rank decides its rank all the same")
+    values = np.linalg.svd(matrix, compute_uv=False).astype(np.float64)
+    limit = float(values[0]) * max(matrix.shape) * 2.0**-52 if threshold is None else float(threshold)
+    share = values / values.sum() if values[0] else values
+    entropy = -float((share[share > 0] * np.log(share[share > 0])).sum())
+    return Spectrum(
+        values=values,
+        threshold=limit,
+        rank=int((values > limit).sum()),
+        stable_rank=float(((values / values[0]) ** 2).sum()) if values[0] else 0.0,
+        effective_rank=math.exp(entropy) if values[0] else 0.0,
+        source="of the stored matrix" if is_matrix else "of the product of the factors, rounded to float64",
+    )
+
+
+def plot_spectra(spectra: Mapping[str, Spectrum], path: str | Path) -> None:
+    """Draw named spectra on one logarithmic plot and write it to ``path``. Needs the ``plot`` extra."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("plotting needs matplotlib: pip install 'randlora_ref[plot]'") from None
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name, item in spectra.items():
+        positive = item.values[item.values > 0]
+        axes.semilogy(np.arange(1, len(positive) + 1), positive, label=f"{name}: rank {item.rank}")
+    axes.set_xlabel("index")
+    axes.set_ylabel("singular value")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
