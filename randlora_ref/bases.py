@@ -72,14 +72,14 @@ def largest_shape(shapes: Sequence[tuple[int, int]], dialect: Dialect) -> tuple[
 
 def check_shape(shape: Any) -> None:
     """A ValueError unless ``shape`` is (out, in), two positive integers."""
-    whole = isinstance(shape, Sequence) and len(shape) == 2
-    if not whole or not all(isinstance(size, numbers.Integral) and size > 0 for size in shape):
+    pair = isinstance(shape, Sequence) and len(shape) == 2
+    if not pair or not all(isinstance(size, numbers.Integral) and int(size) > 0 for size in shape):
         raise ValueError(f"shape: {shape!r}; it must be (out, in), two positive integers")
 
 
 def check_rank(rank: Any) -> None:
     """A ValueError unless ``rank`` is a positive integer."""
-    if not isinstance(rank, numbers.Integral) or isinstance(rank, bool) or rank < 1:
+    if not isinstance(rank, numbers.Integral) or isinstance(rank, bool) or int(rank) < 1:
         raise ValueError(f"rank: {rank!r}; it must be a positive integer")
 
 
@@ -215,7 +215,8 @@ def _peft_dense(rows: int, terms: int, columns: int, generator: np.random.MT1993
     seen = np.flatnonzero(counts)
     deviation = _rounded(_deviation(values[seen].astype(np.float64), counts[seen]), draw_dtype)
     quotients = np.zeros(2**16, dtype=np.float32)
-    quotients[seen] = _rounded(values[seen] / deviation, draw_dtype)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a single draw has no deviation: NaN, as in PEFT
+        quotients[seen] = _rounded(values[seen] / deviation, draw_dtype)
     result = np.empty(codes.shape, dtype=np.float32)
     return np.take(quotients, codes, out=result, mode="clip")
 
@@ -230,7 +231,8 @@ def _peft_ternary(rows: int, terms: int, columns: int, generator: np.random.MT19
         result[block, 0, :] = ((uniform > high).astype(np.int8) - (uniform < low)).reshape(-1, terms * columns)
     values = np.array([-1.0, 0.0, 1.0])
     counts = np.array([np.count_nonzero(result == value) for value in values])
-    result /= np.float32(_deviation(values, counts))
+    with np.errstate(divide="ignore", invalid="ignore"):  # all zeros: NaN, as in PEFT
+        result /= np.float32(_deviation(values, counts))
     return result.reshape(rows, terms, columns)
 
 

@@ -72,7 +72,8 @@ array([[1, 2, 3, 4],
        [5, 0, 7, 0]])
 """
 
-from typing import Any, Iterator, Literal, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
 Array = Any  # NumPy, CuPy, array-api-strict: whatever has operators and indexing
 Pairing = Literal["literal", "crossed"]

@@ -24,6 +24,7 @@ from .protocol import Factors
 
 Array = Any
 Order = Literal["merged", "thin", "termwise"]
+ORDERS: tuple[Order, ...] = ("merged", "thin", "termwise")
 
 # One element-wise operation takes the time of about this many operations inside a matrix product (measured on two
 # cores, float32: ``randlora-ref bench``). It decides between orders alone, never a result.
@@ -153,9 +154,9 @@ class RandLoRA:
             raise ValueError(f"dtype: {dtype!r}; it must be 'float16', 'float32' or 'float64'")
         if bases is None:
             seed = dialect.default_seed if seed is None else seed
-            wide = "float64" if dtype == "float64" and dialect.name != "peft" else "float32"
+            drawn: Literal["float32", "float64"] = "float64" if dtype == "float64" else "float32"
             bases = draw_bases(
-                dialect, seed=seed or 0, shapes=[shape], rank=rank, kind=kind, dtype=wide, xp=xp, device=device
+                dialect, seed=seed or 0, shapes=[shape], rank=rank, kind=kind, dtype=drawn, xp=xp, device=device
             )
         else:
             xp, device = arrays.namespace(A=bases.A), arrays.device_of(bases.A)
@@ -211,9 +212,9 @@ class RandLoRA:
 
     def factors(self) -> Factors:
         """n products (B_j Λ_j A Γ_j), the pairing resolved in B_j (D, r), the scaling left out."""
-        crossed = self.dialect.pairing == "crossed"
-        columns = [slice(j, None, self.n) if crossed else slice(j * self.rank, (j + 1) * self.rank) for j in range(self.n)]
-        return tuple((self._B[:, columns[j]], self.lambda_[j, :], self._A, self.gamma[j, :]) for j in range(self.n))
+        n, r, crossed = self.n, self.rank, self.dialect.pairing == "crossed"
+        columns = [slice(j, None, n) if crossed else slice(j * r, (j + 1) * r) for j in range(n)]
+        return tuple((self._B[:, columns[j]], self.lambda_[j, :], self._A, self.gamma[j, :]) for j in range(n))
 
     def delta_weight(self) -> Array:
         """ΔW (out, in)."""
@@ -237,16 +238,20 @@ class RandLoRA:
         *,
         dropout_mask: Array | None = None,
         keep_merged: bool = False,
+        order: Order | None = None,
     ) -> tuple[Array, Cache]:
         """y (…, out) = x W0ᵀ + (x∘m) ΔWᵀ + b of x (…, in), and the cache of ``backward``.
 
-        ``dropout_mask`` m, of the shape of x, holds 0 where dropped and 1/(1 − p) where kept. ``keep_merged`` keeps
-        W0 + ΔW for backward, where that order is chosen: out·in numbers more for a third of the forming less.
+        ``dropout_mask`` m, of the shape of x, holds 0 where dropped and 1/(1 − p) where kept. ``order`` None takes the
+        cheapest of ``contraction_costs``. ``keep_merged`` keeps W0 + ΔW for backward in the order "merged": out·in
+        numbers more in the cache, and ΔW formed once, not twice.
         """
         xp = protocol.check_layer(self.shape, self.lambda_, x, weight, bias, dropout_mask)
         rows = arrays.as_rows(xp, x)
         masked = rows if dropout_mask is None else rows * arrays.as_rows(xp, dropout_mask)
-        order = self._order(rows.shape[0], dropout_mask is not None, keep_merged)
+        order = self._order(rows.shape[0], dropout_mask is not None, keep_merged) if order is None else order
+        if order not in ORDERS:
+            raise ValueError(f"order: {order!r}; it must be one of {', '.join(ORDERS)}")
         inner = merged = None
         if order == "merged" and dropout_mask is None:
             merged = weight + self._delta(xp)
@@ -337,8 +342,7 @@ class RandLoRA:
 
     def _project(self, xp: Any, p: Array) -> Array:
         """((p∘Γ_j) Aᵀ) for every j, (T, n, r)."""
-        z = (p[:, None, :] * self.gamma[None, :, :]) @ self._A.T
-        return z
+        return (p[:, None, :] * self.gamma[None, :, :]) @ self._A.T
 
     def _up(self, xp: Any, p: Array, order: Order) -> tuple[Array, Array | None]:
         """p Mᵀ (T, D) of rows p (T, d), and for "termwise" the projection of p."""

@@ -14,6 +14,7 @@ import numpy as np
 from .. import spec
 
 Array = Any
+UPDATE = ("A", "B", "lambda_", "gamma", "scaling", "pairing")  # what ΔW is made of
 TINY = 2.0**-1074  # the least positive float64: an underflow is no rounding error
 
 
@@ -23,7 +24,7 @@ def limit(gauge: Array, contraction: int, u: float) -> Array:
 
 
 def ratio(actual: Array, expected: Array, allowed: Array) -> float:
-    """max |actual − expected| / allowed of host arrays: at most 1 passes. Infinite for non-finite values or shapes that part."""
+    """max |actual − expected| / allowed of host arrays; at most 1 passes. Infinite if non-finite or of another shape."""
     if np.shape(actual) != np.shape(expected) or not (np.all(np.isfinite(actual)) and np.all(np.isfinite(expected))):
         return float("inf")
     return float(np.max(np.abs(actual - expected) / allowed, initial=0.0))
@@ -50,13 +51,11 @@ def expected(case: dict[str, Any]) -> dict[str, Array]:
     arguments = {name: x for name, x in case.items() if name not in ("dy", "bias")}
     y = spec.forward(bias=case["bias"], **arguments)
     gradients = spec.backward(dy=case["dy"], **arguments)
-    update = spec.delta_weight(
-        *(case[name] for name in ("A", "B", "lambda_", "gamma")), case["weight"].shape, case["scaling"], case["pairing"]
-    )
+    update = spec.delta_weight(shape=case["weight"].shape, **{name: case[name] for name in UPDATE})
     return {"y": y, "delta_weight": update, **gradients._asdict()}
 
 
 def contraction(case: dict[str, Any]) -> int:
     """The longest sum in a layer: over a side of the weight, the n·r columns of the bases, or the rows."""
     rows = int(np.prod(case["x"].shape[:-1]))
-    return max(*case["weight"].shape, case["lambda_"].size, rows)
+    return int(max(*case["weight"].shape, case["lambda_"].size, rows))

@@ -32,7 +32,7 @@ def layer_case(
     pairing: str = "literal",
     mask: bool = False,
 ) -> dict[str, Any]:
-    """Arguments of ``spec.backward`` and ``bias``, by name, all integers; the bases one row, column and term too large."""
+    """Arguments of ``spec.backward``, and ``bias``, by name, all integers; the bases are one larger than the layer."""
     D, d = max(shape), min(shape)
     case = {
         "x": small(rng, *leading, shape[1]),

@@ -1,0 +1,241 @@
+"""``randlora-ref verify``: the audit of this package on this machine, a figure and a limit for each property."""
+
+import hashlib
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import arrays, prng, spec
+from ..adapters import RandLoRA
+from ..adapters.randlora import ORDERS, Order
+from ..bases import Bases, draw_bases, tile
+from . import complex_step, gauge, integers
+
+Array = Any
+# (out, in), r, n, leading axes: wide, tall, square, r∤d, r = d, r > d, n = 1, r = 1, no rows, no or many leading axes
+LAYERS: tuple[tuple[tuple[int, int], int, int, tuple[int, ...]], ...] = (
+    ((5, 11), 2, 3, (7,)), ((11, 5), 2, 3, (7,)), ((6, 6), 2, 3, (7,)), ((7, 10), 3, 3, (2, 1, 3)), ((9, 4), 4, 2, (5,)),
+    ((3, 8), 5, 2, (5,)), ((8, 3), 3, 1, ()), ((5, 7), 1, 5, (4,)), ((7, 5), 2, 3, (0,)), ((1, 1), 1, 1, (1,)),
+    ((40, 24), 4, 6, (33,)), ((24, 40), 4, 6, (33,)),
+)
+# SHA-256 of A then B, as PEFT 0.21.2 drew them: layers (5, 3) and (4, 7), r = 2, projection_prng_key 11
+PEFT_BASES = {
+    "dense": "e6646dc8bd9a6239f51e83e9091373110b5eb17a77494f62f97609797379f0f1",
+    "sparse": "9b9e3ce92580f8a7d0770a54786c9826f14e30329ad8d420e7c0ca42b4166aee",
+    "very_sparse": "4cb91108ab4a9aac86d048867d89d2dc498ad49112d0be8a25a73105c91f38ed",
+}
+
+
+class Property(NamedTuple):
+    """One thing audited: it holds if ``figure`` <= ``limit``, which NaN is not. ``formula`` says whence the limit."""
+
+    name: str
+    figure: float
+    limit: float
+    formula: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether it holds."""
+        return self.figure <= self.limit
+
+
+class Backend(NamedTuple):
+    """An array library and a device to audit on."""
+
+    xp: Any
+    device: Any = None
+
+    def layer(self, case: dict[str, Any], dtype: str, **changes: Any) -> RandLoRA:
+        """The adapter of a case of ``integers.layer_case``, its arrays brought here in ``dtype``."""
+        own = {name: self.array(case[name], dtype) for name in ("A", "B", "lambda_", "gamma")}
+        own.update(changes)
+        out, in_ = case["weight"].shape
+        return RandLoRA(
+            out_features=out,
+            in_features=in_,
+            rank=case["lambda_"].shape[1],
+            bases=Bases(own["A"], own["B"]),
+            lambda_=own["lambda_"],
+            gamma=own["gamma"],
+            scaling=case["scaling"],
+            dialect="paper" if case["pairing"] == "literal" else "peft",
+        )
+
+    def array(self, x: Array, dtype: str) -> Array:
+        """A host array brought here in ``dtype``; None stays None."""
+        return None if x is None else arrays.from_numpy(self.xp, np.asarray(x, dtype), self.device)
+
+    def run(self, case: dict[str, Any], dtype: str, order: Order | None = None) -> dict[str, Array]:
+        """Every result of the fast layer as float64 on the host, under the names of ``gauge.expected``."""
+        layer = self.layer(case, dtype)
+        x, weight, bias, mask, dy = (self.array(case[k], dtype) for k in ("x", "weight", "bias", "dropout_mask", "dy"))
+        y, cache = layer.forward(x, weight, bias, dropout_mask=mask, order=order)
+        dx, grads = layer.backward(dy, cache, weight_grad=True)
+        results = {"y": y, "delta_weight": layer.delta_weight(), "x": dx, **grads._asdict()}
+        return {name: arrays.to_numpy(result).astype(np.float64) for name, result in results.items()}
+
+
+def properties(backend: Backend | None = None, seed: int = 0) -> Iterator[Property]:
+    """Every property of the specification, the bases and the layer, one by one, on ``backend`` (None: NumPy)."""
+    backend = Backend(np) if backend is None else backend
+    parts = (
+        specification(np.random.default_rng(seed)),
+        streams(backend),
+        exact_layer(backend, np.random.default_rng(seed)),
+        real_layer(backend, np.random.default_rng(seed)),
+    )
+    for found in chain.from_iterable(parts):
+        yield found._replace(figure=float(found.figure))
+
+
+def cases(rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """Integer cases over every layer of ``LAYERS``, both pairings, with and without a dropout mask."""
+    for index, (shape, rank, n, leading) in enumerate(LAYERS):
+        for pairing in ("literal", "crossed"):
+            yield integers.layer_case(rng, shape, rank, n, leading, pairing, mask=index % 3 == 2)
+
+
+def specification(rng: np.random.Generator) -> Iterator[Property]:
+    """``spec`` in floats against exact rationals, against its other form, and its gradients by the exact adjoint."""
+    wrong = forms = gap = 0.0
+    for case in cases(rng):
+        floats = gauge.expected(case)
+        exact = {name: _fractions(x) if isinstance(x, np.ndarray) else x for name, x in case.items()}
+        rationals = gauge.expected(exact | {"scaling": Fraction(case["scaling"])})
+        wrong += sum(np.sum(rationals[name] != floats[name]) for name in floats)
+        other = spec.delta_weight_khatri_rao(shape=case["weight"].shape, **{name: case[name] for name in gauge.UPDATE})
+        forms += np.sum(other != floats["delta_weight"])
+        arguments = {name: x for name, x in case.items() if name != "dy"}
+        for name in ("x", "weight", "bias", "lambda_", "gamma"):
+
+            def f(p: Array, name: str = name, arguments: dict[str, Any] = arguments) -> Array:
+                return spec.forward(**(arguments | {name: p}))
+
+            step = integers.small(rng, *case[name].shape)
+            gap += abs(integers.adjoint_gap(f, case[name], floats[name], step, case["dy"]))
+    yield Property("spec: float64 against exact rationals, entries that differ", wrong, 0, "integers")
+    yield Property("spec: Khatri-Rao form against Eq. 4, entries that differ", forms, 0, "integers")
+    yield Property("spec: every gradient by the exact adjoint, sum of gaps", gap, 0, "integers")
+
+
+def _fractions(x: Array) -> Array:
+    return np.array([Fraction(value) for value in x.ravel().tolist()], dtype=object).reshape(x.shape)
+
+
+def streams(backend: Backend) -> Iterator[Property]:
+    """Known answers of both generators, PEFT's bases, and the same native bits from any size, tile and backend."""
+    words = prng.philox_words(0, 0, 0, 4).tolist()
+    philox = words != [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+    yield Property("Philox4x32-10: Random123's known answer, faults", philox, 0, "bits")
+    last = int(prng.mt19937_words(prng.mt19937(5489), 10000)[-1])
+    yield Property("MT19937: word 10000 as the C++ standard has it, faults", last != 4123659995, 0, "bits")
+    wrong = differ = 0
+    for kind, known in PEFT_BASES.items():
+        bases = draw_bases("peft", seed=11, shapes=[(5, 3), (4, 7)], rank=2, kind=kind)  # type: ignore[arg-type]
+        wrong += hashlib.sha256(bases.A.tobytes() + bases.B.tobytes()).hexdigest() != known
+    yield Property("bases of PEFT: kinds that differ from its recorded draw", wrong, 0, "bits")
+    for sparsity in ("dense", "sparse", "very_sparse", 100):
+        for dtype in ("float32", "float64"):
+            drawn: dict[str, Any] = {"seed": 2**63 + 5, "rank": 4, "kind": sparsity, "dtype": dtype}
+            here = draw_bases(shapes=[(70, 30)], xp=backend.xp, device=backend.device, **drawn)
+            larger = draw_bases(shapes=[(70, 40)], **drawn).slice(8, 70, 30)
+            rows = tile(3, 17, 29, D_max=70, **drawn)
+            A, B = arrays.to_numpy(here.A), arrays.to_numpy(here.B)
+            differ += np.sum(larger.A != A) + np.sum(larger.B != B) + np.sum(rows != B[2, 17:29])
+    yield Property("bases of our own: this backend, a slice, a tile; entries that differ", differ, 0, "bits")
+
+
+def exact_layer(backend: Backend, rng: np.random.Generator) -> Iterator[Property]:
+    """The fast layer on integers: equal to ``spec``, linear in the cotangent, blind to padding, no argument changed."""
+    wrong = padded = linear = changed = 0.0
+    for case in cases(rng):
+        expected = gauge.expected(case)
+        before = {name: x.copy() for name, x in case.items() if isinstance(x, np.ndarray)}
+        for dtype in ("float32", "float64"):
+            for order in ORDERS:
+                wrong += _differ(backend.run(case, dtype, order), expected)
+        rogue = {name: case[name].copy() for name in ("A", "B")}
+        D, d = spec.sides(case["weight"].shape)
+        rogue["A"][:, d:], rogue["B"][:, D:], rogue["B"][len(case["lambda_"]) :] = 3e38, 3e38, 3e38
+        padded += _differ(backend.run(case | rogue, "float32"), expected)
+        dy = integers.small(rng, *case["dy"].shape)
+        cotangents = (dy, 2 * case["dy"] + dy, 0 * dy)
+        once, twice, zero = (backend.run(case | {"dy": cotangent}, "float64") for cotangent in cotangents)
+        for name in ("x", "weight", "bias", "lambda_", "gamma"):
+            linear += np.sum(twice[name] != 2 * expected[name] + once[name]) + np.sum(zero[name] != 0)
+        changed += sum(np.sum(case[name] != x) for name, x in before.items())
+    yield Property("layer: every order against spec, entries that differ", wrong, 0, "integers")
+    yield Property("layer: bases padded with 3e38, entries that differ", padded, 0, "integers")
+    yield Property("layer: linear in the cotangent, zero for zero, entries that differ", linear, 0, "integers")
+    yield Property("layer: arguments changed, entries", changed, 0, "integers")
+
+
+def _differ(results: dict[str, Array], expected: dict[str, Array]) -> float:
+    return float(sum(np.sum(~(results[name] == expected[name])) for name in expected))
+
+
+def real_layer(backend: Backend, rng: np.random.Generator) -> Iterator[Property]:
+    """The fast layer on real numbers: closed form in float64, gauge in float32, complex step, merge, determinism."""
+    worst = ratio = step = repeat = back = 0.0
+    for case in cases(rng):
+        real = case | {name: rng.standard_normal(x.shape) for name, x in case.items() if isinstance(x, np.ndarray)}
+        rounded = {name: _float32(x) for name, x in real.items() if isinstance(x, np.ndarray)}
+        expected, gauges, m = gauge.expected(real), gauge.layer_gauges(real), gauge.contraction(real)
+        expected32 = gauge.expected(real | rounded)
+        for order in ORDERS:
+            results, results32 = backend.run(real, "float64", order), backend.run(real | rounded, "float32", order)
+            for name, b in expected.items():
+                worst = max(worst, gauge.relative_error(results[name], b, gauges[name], 2.0**-53))
+                allowed = gauge.limit(gauges[name], m, 2.0**-24)
+                ratio = max(ratio, gauge.ratio(results32[name], expected32[name], allowed))
+            again = backend.run(real, "float64", order)
+            repeat += _differ(again, results)
+        step = max(step, _complex_step(backend, rng, real, expected))
+        layer, weight = backend.layer(real, "float64"), backend.array(real["weight"], "float64")
+        unmerged = arrays.to_numpy(layer.unmerge(layer.merge(weight)))
+        size = gauges["delta_weight"] + abs(real["weight"])
+        back = max(back, gauge.relative_error(unmerged, real["weight"], size, 1.0))
+    yield Property("layer, float64: worst relative error of a gradient, to the closed form", worst, 1e-13, "fixed")
+    yield Property("layer, float32: worst |error| over its limit", ratio, 1, "16·max(1, √(m/256))·u·G")
+    yield Property("layer, float64: worst relative error to the complex step", step, 1e-12, "fixed")
+    yield Property("layer, float64: unmerge after merge, worst relative error", back, 4 * 2.0**-53, "4u")
+    yield Property("layer: entries that differ between two runs", repeat, 0, "bits")
+
+
+def _float32(x: Array) -> Array:
+    return x.astype(np.float32).astype(np.float64)
+
+
+def _complex_step(backend: Backend, rng: np.random.Generator, case: dict[str, Any], expected: dict[str, Any]) -> float:
+    """The worst relative error of ⟨gradient, u⟩ to the complex step along a random u, for x, Λ and Γ."""
+    worst = 0.0
+    for name in ("x", "lambda_", "gamma"):
+
+        def loss(p: Array, name: str = name) -> Array:
+            moved = backend.array(p, "complex128")
+            layer = backend.layer(case, "float64", **({} if name == "x" else {name: moved}))
+            x = moved if name == "x" else backend.array(case["x"], "float64")
+            weight, bias, mask = (backend.array(case[k], "float64") for k in ("weight", "bias", "dropout_mask"))
+            y, _ = layer.forward(x, weight, bias, dropout_mask=mask)
+            return np.sum(case["dy"] * arrays.to_numpy(y))
+
+        u = rng.standard_normal(case[name].shape)
+        exact, size = complex_step.directional(loss, case[name], u), np.sum(abs(expected[name] * u))
+        worst = max(worst, gauge.relative_error(np.sum(expected[name] * u), exact, size, 1.0))
+    return worst
+
+
+def backends() -> Iterator[tuple[str, Backend]]:
+    """NumPy, and CuPy where it is installed and finds a GPU."""
+    yield "numpy", Backend(np)
+    try:
+        import cupy
+
+        if cupy.cuda.runtime.getDeviceCount() > 0:
+            yield "cupy", Backend(cupy)
+    except Exception:  # not installed, no driver, no device: then there is nothing to audit
+        return
