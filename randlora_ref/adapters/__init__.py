@@ -1,6 +1,29 @@
 """Adapters: one protocol, one file a method. Each is a pure layer with a hand-written backward pass."""
 
+from .ablations import RandLoRAa, randlora_b
+from .full import FullFineTuning, FullGrads
+from .lora import LoRA, LoRAGrads
+from .nola import NoLA, NoLAGrads
 from .protocol import Adapter, Factors
 from .randlora import Cache, Grads, RandLoRA, contraction_costs
+from .vera import VeRA, VeRAGrads, vera_bases
 
-__all__ = ["Adapter", "Cache", "Factors", "Grads", "RandLoRA", "contraction_costs"]
+__all__ = [
+    "Adapter",
+    "Cache",
+    "Factors",
+    "FullFineTuning",
+    "FullGrads",
+    "Grads",
+    "LoRA",
+    "LoRAGrads",
+    "NoLA",
+    "NoLAGrads",
+    "RandLoRA",
+    "RandLoRAa",
+    "VeRA",
+    "VeRAGrads",
+    "contraction_costs",
+    "randlora_b",
+    "vera_bases",
+]

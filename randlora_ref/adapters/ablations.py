@@ -1,0 +1,142 @@
+"""The paper's ablations of RandLoRA (§6.3): what is lost when the update's rank is cut, at the same learned numbers.
+
+*RandLoRA-a* sums each side before multiplying, so n terms do not add up to more than rank r:
+
+    ΔW = s·L R,   L = Σ_i B_i Λ_i (D, r),   R = Σ_i A_i Γ_i (r, d),   or its transpose where out < in
+
+with A_i not shared and n·(r + d) learned values, as many as RandLoRA of that rank has.
+With G_M = ∂L/∂(L R)/s:  ∂L/∂Λ_i[k] = s·Σ_o B_i[o,k] (G_M Rᵀ)[o,k],  ∂L/∂Γ_i[j] = s·Σ_k A_i[k,j] (Lᵀ G_M)[k,j].
+
+*RandLoRA-b* is RandLoRA with bases of half the rank and no more terms, see ``randlora_b``.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from .. import arrays
+from ..dialects import Dialect, get_dialect
+from ..spec import number_of_terms, sides
+from .base import LowRank, check_number, check_sizes, options, uniform
+from .protocol import Factors
+from .randlora import Grads, RandLoRA
+
+Array = Any
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RandLoRAa(LowRank):
+    """A RandLoRA-a adapter of one weight (out, in), with D and d its larger and smaller side, from given arrays.
+
+    lambda_ (n, r) and gamma (n, d) are learned, A (n, r, d) and B (n, D, r) frozen. ``scale`` is s, stated nowhere:
+    None takes ours, 2/n, with which an entry of ΔW varies as RandLoRA's does with 2/√n (L and R are n terms each).
+    Raises TypeError or ValueError that names the argument.
+    """
+
+    LEARNED: ClassVar[tuple[str, ...]] = ("lambda_", "gamma")
+    GRADS = Grads
+    rank: int
+    A: Array
+    B: Array
+    lambda_: Array
+    gamma: Array
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        check_sizes(self.out_features, self.in_features, self.rank)
+        if self.scale is not None:
+            check_number("scale", self.scale)
+        arrays.namespace(lambda_=self.lambda_)
+        if self.lambda_.ndim != 2 or self.lambda_.shape[0] < 1:
+            raise ValueError(f"lambda_: shape {tuple(self.lambda_.shape)}; it must be (n, {self.rank}) with n >= 1")
+        (D, d), n, r = sides(self.shape), self.n, self.rank
+        self._check(
+            lambda_=(self.lambda_, (n, r)), gamma=(self.gamma, (n, d)), A=(self.A, (n, r, d)), B=(self.B, (n, D, r))
+        )
+
+    @classmethod
+    def start(
+        cls,
+        out_features: int,
+        in_features: int,
+        rank: int = 32,
+        *,
+        scale: float | None = None,
+        seed: int = 0,
+        dtype: str = "float32",
+        xp: Any = np,
+        device: Any = None,
+    ) -> Self:
+        """An adapter as our RandLoRA starts: n = ceil(d/r), Λ = 0 and Γ = 1/d, so ΔW = 0.
+
+        The bases have unit variance: A_i[k, j] is word (j·n + i)·r + k of stream 1, B_i[o, k] word (o·n + i)·r + k of
+        stream 2, i from 0.
+        """
+        check_sizes(out_features, in_features, rank)
+        shape = (out_features, in_features)
+        (D, d), n = sides(shape), number_of_terms(shape, rank)
+        made, draws = options(dtype, xp, device), {"seed": seed, "dtype": dtype, "xp": xp, "device": device}
+        A = xp.reshape(uniform(d, n * rank, stream=1, **draws), (d, n, rank))
+        B = xp.reshape(uniform(D, n * rank, stream=2, **draws), (D, n, rank))
+        return cls(
+            out_features=out_features,
+            in_features=in_features,
+            rank=rank,
+            A=arrays.permute(xp, A, (1, 2, 0)),
+            B=arrays.permute(xp, B, (1, 0, 2)),
+            lambda_=xp.zeros((n, rank), **made),
+            gamma=xp.full((n, d), 1 / d, **made),
+            scale=scale,
+        )
+
+    @property
+    def n(self) -> int:
+        """The number of terms on each side."""
+        return int(self.lambda_.shape[0])
+
+    @property
+    def scaling(self) -> float:
+        """s, the number in front of the product: ``scale``, or 2/n."""
+        return 2 / self.n if self.scale is None else float(self.scale)
+
+    @property
+    def _tall(self) -> bool:
+        return self.shape[0] >= self.shape[1]
+
+    def factors(self) -> Factors:
+        """One product of two sums, of (B_i, Λ_i) and of (A_i, Γ_i), or both transposed and turned round if out < in."""
+        terms = range(self.n)
+        if self._tall:
+            left = tuple((self.B[i, :, :], self.lambda_[i, :]) for i in terms)
+            return ((left, tuple((self.A[i, :, :], self.gamma[i, :]) for i in terms)),)
+        left = tuple((self.gamma[i, :], self.A[i, :, :].T) for i in terms)
+        return ((left, tuple((self.lambda_[i, :], self.B[i, :, :].T) for i in terms)),)
+
+    def _pair(self, xp: Any) -> tuple[Array, Array]:
+        L = xp.sum(self.B * self.lambda_[:, None, :], axis=0)
+        R = xp.sum(self.A * self.gamma[:, None, :], axis=0)
+        return (L, R) if self._tall else (R.T, L.T)
+
+    def _pull_back_pair(self, xp: Any, dL: Array, dR: Array) -> tuple[Array, ...]:
+        if not self._tall:
+            dL, dR = dR.T, dL.T
+        return xp.sum(self.B * dL, axis=1), xp.sum(self.A * dR, axis=1)
+
+
+def randlora_b(
+    out_features: int, in_features: int, rank: int = 32, *, dialect: str | Dialect = "paper", **other: Any
+) -> RandLoRA:
+    """RandLoRA-b as training starts: RandLoRA's n = ceil(d/r) terms for ``rank`` r, each of rank r // 2.
+
+    Table 2 has it at rank 384 where RandLoRA has 768, so it is the update's rank that is halved: here to at most
+    n·(r // 2), about d/2. With n terms n·(r + d) learned values become n·(r // 2 + d): fewer by about d/2 of n·d, a
+    fraction 1/(2n + 2). Keeping n is our reading; §6.3 fixes the two numbers and not the way there.
+    Other options are those of ``RandLoRA.start``. Raises ValueError for a ``rank`` below 2.
+    """
+    check_sizes(out_features, in_features, rank)
+    if rank < 2:
+        raise ValueError(f"rank: {rank}; it must be at least 2, to be halved")
+    dialect = get_dialect(dialect)
+    n = dialect.terms((out_features, in_features), rank)
+    return RandLoRA.start(out_features, in_features, rank // 2, dialect=replace(dialect, max_terms=n), **other)
