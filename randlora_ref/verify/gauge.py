@@ -24,7 +24,7 @@ def limit(gauge: Array, contraction: int, u: float) -> Array:
 
 
 def ratio(actual: Array, expected: Array, allowed: Array) -> float:
-    """max |actual − expected| / allowed of host arrays; at most 1 passes. Infinite if non-finite or of another shape."""
+    """max |actual − expected| / allowed of host arrays; 1 or less passes. Infinite if non-finite or misshapen."""
     if np.shape(actual) != np.shape(expected) or not (np.all(np.isfinite(actual)) and np.all(np.isfinite(expected))):
         return float("inf")
     return float(np.max(np.abs(actual - expected) / allowed, initial=0.0))
