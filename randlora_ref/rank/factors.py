@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import arrays
+
 Matrix: TypeAlias = NDArray[Any]
 Floats: TypeAlias = NDArray[np.float64]
 Factor: TypeAlias = "Matrix | Sum"
@@ -25,6 +27,7 @@ Product: TypeAlias = tuple[Factor, ...]
 Sum: TypeAlias = tuple[Product, ...]
 
 CHUNK = 512  # longest contraction between two calls of ``Ring.tidy``; rank/exact.py says why
+UNREADABLE = (OSError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 class Ring(NamedTuple):
@@ -48,8 +51,8 @@ def read(source: Any) -> Sum:
     numbers and whatever is not a number.
     """
     if not hasattr(source, "factors"):
-        return _read_sum(source, "factors") if isinstance(source, tuple | list) else ((_read_matrix(source),),)
-    terms, scaling = _read_sum(source.factors(), "factors"), float(getattr(source, "scaling", 1.0))
+        return _read_sum(source, "factors", {}) if isinstance(source, tuple | list) else ((_read_matrix(source),),)
+    terms, scaling = _read_sum(source.factors(), "factors", {}), float(getattr(source, "scaling", 1.0))
     if not math.isfinite(scaling):
         raise ValueError(f"scaling: {scaling}; it must be finite")
     if scaling:
@@ -65,13 +68,13 @@ def _read_matrix(value: Any) -> Matrix:
     return array
 
 
-def _read_sum(value: Any, name: str) -> Sum:
-    """``value`` as a sum: neighbours fit, all products have one shape."""
+def _read_sum(value: Any, name: str, seen: dict[int, Matrix]) -> Sum:
+    """``value`` as a sum: neighbours fit, all products have one shape. ``seen``: arrays already read, by identity."""
     if not value or not all(isinstance(product, tuple | list) and product for product in value):
         raise ValueError(f"{name}: it must be a tuple of products, each a tuple of at least one factor")
     terms: list[Product] = []
     for i, product in enumerate(value):
-        factors = tuple(_read_factor(factor, f"{name}[{i}][{k}]") for k, factor in enumerate(product))
+        factors = tuple(_read_factor(factor, f"{name}[{i}][{k}]", seen) for k, factor in enumerate(product))
         for k in range(1, len(factors)):
             columns, rows = shape(factors[k - 1])[1], shape(factors[k])[0]
             if columns != rows:
@@ -85,12 +88,17 @@ def _read_sum(value: Any, name: str) -> Sum:
     return tuple(terms)
 
 
-def _read_factor(value: Any, name: str) -> Factor:
-    return _read_sum(value, name) if isinstance(value, tuple | list) else _read_array(value, name)
+def _read_factor(value: Any, name: str, seen: dict[int, Matrix]) -> Factor:
+    if isinstance(value, tuple | list):
+        return _read_sum(value, name, seen)
+    if id(value) not in seen:
+        seen[id(value)] = _read_array(value, name)
+    return seen[id(value)]
 
 
 def _read_array(value: Any, name: str) -> Matrix:
-    array = np.asarray(value.get() if hasattr(value, "get") else value)  # CuPy arrays have get()
+    arrays.namespace_of(name, value)
+    array = np.asarray(arrays.to_numpy(value))
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         raise TypeError(f"{name}: dtype {array.dtype}; it must be float16, float32, float64 or an integer type")
     if array.ndim not in (1, 2) or array.size == 0:
@@ -108,24 +116,26 @@ def load_factors(path: str | Path) -> Sum:
     No pickle is read, so a file can run no code. Raises ValueError, in one line, for what cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it is a single array")
-            arrays = {name: np.asarray(archive[name]) for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error,
-            TypeError) as error:  # fmt: skip
+        with open(path, "rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise ValueError("it is no whole .npz")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                return _stored_sum({name: np.asarray(archive[name]) for name in archive.files})
+    except (*UNREADABLE, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path}: it must be an .npz of factors without pickled objects ({reason})") from None
-    if set(arrays) == {"A", "B", "lambda_", "gamma"}:
-        return randlora_factors(**arrays)
-    if set(arrays) == {"matrix"}:
-        return ((_read_matrix(arrays["matrix"]),),)
-    numbered = [f"factor{k}" for k in range(len(arrays))]
-    if not arrays or set(arrays) != set(numbered):
-        raise ValueError(
-            f"{path}: arrays {sorted(arrays)}; they must be A, B, lambda_ and gamma, or factor0, factor1, …, or matrix"
-        )
-    return _read_sum((tuple(arrays[name] for name in numbered),), "factors")
+        raise ValueError(f"{path}: it must be an .npz of factors; {reason}") from None
+
+
+def _stored_sum(stored: dict[str, Matrix]) -> Sum:
+    if set(stored) == {"A", "B", "lambda_", "gamma"}:
+        return randlora_factors(**stored)
+    if set(stored) == {"matrix"}:
+        return ((_read_matrix(stored["matrix"]),),)
+    numbered = [f"factor{k}" for k in range(len(stored))]
+    if not stored or set(stored) != set(numbered):
+        raise ValueError(f"it holds {sorted(stored)}, not A, B, lambda_ and gamma, or factor0, factor1, …, or matrix")
+    return _read_sum((tuple(stored[name] for name in numbered),), "factors", {})
 
 
 def randlora_factors(A: Any, B: Any, lambda_: Any, gamma: Any) -> Sum:
@@ -136,7 +146,7 @@ def randlora_factors(A: Any, B: Any, lambda_: Any, gamma: Any) -> Sum:
             raise ValueError(f"{name}: {array.ndim} dimensions; it must have {wanted}")
         if name != "A" and array.shape[0] != len(B):
             raise ValueError(f"{name}: {array.shape[0]} terms; it must have {len(B)}, as many as B")
-    return _read_sum(tuple((B[j], lambda_[j], A, gamma[j]) for j in range(len(B))), "factors")
+    return _read_sum(tuple((B[j], lambda_[j], A, gamma[j]) for j in range(len(B))), "factors", {})
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -204,9 +214,7 @@ def evaluate(terms: Sum, ring: Ring, fold: Callable[[Floats], Floats] | None = N
     return cast(Floats, total)
 
 
-def _joined(
-    terms: Sum, ring: Ring, fold: Callable[[Floats], Floats]
-) -> Iterator[tuple[Floats, Floats | None]]:
+def _joined(terms: Sum, ring: Ring, fold: Callable[[Floats], Floats]) -> Iterator[tuple[Floats, Floats | None]]:
     """Pairs (L, R) whose products add up to the sum; R is None where L is a whole product."""
     lefts: list[Floats] = []
     rights: list[Floats] = []
