@@ -5,7 +5,9 @@ NumPy 2, CuPy 13 and 14 and array-api-strict share. Arrays never move between de
 ``from_numpy``.
 """
 
+import math
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ Namespace = Any
 
 # Unit roundoff u = 2^-t, t the digits of the significand: the largest relative error of one rounding to nearest.
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+BLOCK = 1 << 15  # entries that element-wise chains work on at a time on NumPy: they stay in a core's own cache
 _REAL = {"float16", "float32", "float64"}
 _REAL_PART = {"complex64": "float32", "complex128": "float64"}
 
@@ -137,3 +140,32 @@ def check_finite(xp: Namespace, **arrays: Array) -> None:
     if named and not bool(xp.all(xp.stack(verdicts))):
         name = next(name for name, verdict in zip(named, verdicts, strict=True) if not bool(verdict))
         raise ValueError(f"{name}: holds NaN or infinity; it must be finite")
+
+
+def concat(xp: Namespace, parts: list[Array], axis: int) -> Array:
+    """``parts`` one behind the other along ``axis`` (CuPy 13 has the older name alone)."""
+    return xp.concat(parts, axis=axis) if hasattr(xp, "concat") else xp.concatenate(parts, axis=axis)
+
+
+def real(xp: Namespace, x: Array) -> Array:
+    """The real part; ``x`` itself if it is real already (array-api-strict refuses that)."""
+    return xp.real(x) if dtype_name(x) in _REAL_PART else x
+
+
+def by_rows(xp: Namespace, f: Callable[..., tuple[Array, ...]], *xs: Array) -> tuple[Array, ...]:
+    """``f(*xs)`` for an ``f`` that treats every row (first axis) alone; all results have the rows of ``xs``.
+
+    On NumPy it runs on blocks of rows that stay in cache, so a chain of element-wise steps reads memory once and
+    makes no temporaries of full size. Elsewhere it is one call.
+    """
+    rows, width = xs[0].shape[0], math.prod(xs[0].shape[1:])
+    step = max(1, BLOCK // max(1, width))
+    if xp is not np or rows <= step:
+        return f(*xs)
+    results: tuple[Array, ...] = ()
+    for first in range(0, rows, step):
+        parts = f(*(x[first : first + step] for x in xs))
+        results = results or tuple(np.empty((rows, *part.shape[1:]), part.dtype) for part in parts)
+        for result, part in zip(results, parts, strict=True):
+            result[first : first + step] = part
+    return results
