@@ -52,7 +52,8 @@ def parser() -> argparse.ArgumentParser:
         return command
 
     command = add("verify", verify, "audit this package on this machine: a figure and a limit for each property")
-    command.add_argument("--backend", choices=("all", "numpy", "cupy"), default="all", help="array library (default: each found)")
+    backends = ("all", "numpy", "cupy")
+    command.add_argument("--backend", choices=backends, default="all", help="array library (default: each found)")
     command.add_argument("--seed", type=int, default=0, help="seed of the random cases (default: 0)")
 
     add("dialects", dialects, "what each implementation does, and where they part")
@@ -84,12 +85,13 @@ def verify(arguments: argparse.Namespace) -> Report:
     chosen = found if arguments.backend == "all" else {arguments.backend: found[arguments.backend]}
     progress, started, lines, data, ok = Progress(), time.monotonic(), [], [], True
     for name, backend in chosen.items():
-        lines += [f"{name} {backend.xp.__version__}", f"      {'figure':>9}    {'limit':>7}  property (the limit's formula)"]
+        lines.append(f"{name} {backend.xp.__version__}")
+        lines.append(f"      {'figure':>9}    {'limit':>8}  property (the limit's formula)")
         for one in audit.properties(backend, arguments.seed):
             progress(f"{name}: {one.name}")
             ok &= one.ok
             lines.append(
-                f"{'ok  ' if one.ok else 'FAIL'}  {one.figure:9.3g} <= {one.limit:7.3g}  {one.name} ({one.formula})"
+                f"{'ok  ' if one.ok else 'FAIL'}  {one.figure:9.3g} <= {one.limit:8.3g}  {one.name} ({one.formula})"
             )
             data.append({"backend": name, **one._asdict(), "ok": one.ok})
     progress("")
@@ -104,11 +106,12 @@ def dialects(arguments: argparse.Namespace) -> Report:
 
     from .dialects import DIALECTS
 
-    rows = [asdict(row) for row in DIALECTS.values()]
+    rows = {row.name: asdict(row) for row in DIALECTS.values()}
+    choices = [key for key in rows["paper"] if key not in ("name", "runs", "source", "notes")]
     lines = []
-    for row in rows:
+    for row in rows.values():
         lines.append(f"{row['name']}{'' if row['runs'] else ' (documented, not run)'}: {row['source']}")
-        lines += [f"    {key:15} {value}" for key, value in row.items() if key not in ("name", "runs", "source") and value != ""]
-    apart = [key for key in rows[0] if len({str(row[key]) for row in rows[:2]}) > 1 and key not in ("name", "source", "notes")]
+        lines += [f"    {key:15} {row[key]}" for key in (*choices, "notes") if row[key] != ""]
+    apart = [key for key in choices if rows["paper"][key] != rows["peft"][key]]
     lines.append(f"paper and peft part in: {', '.join(apart)}")
-    return lines, rows, True
+    return lines, {"dialects": list(rows.values()), "paper_and_peft_part_in": apart}, True

@@ -159,7 +159,7 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> Non
 
 def test_bad_pairs_are_named() -> None:
     """Arrays that are no pair of bases, and slices that are not there."""
-    with pytest.raises(ValueError, match="B: rank 3 .last axis.; it must be A's, 2"):
+    with pytest.raises(ValueError, match=r"B: rank 3 .last axis.; it must be A's, 2"):
         Bases(np.zeros((2, 4)), np.zeros((2, 5, 3)))
     with pytest.raises(ValueError, match=r"A: shape \(4,\)"):
         Bases(np.zeros(4), np.zeros((2, 5, 3)))

@@ -2,7 +2,8 @@
 
 The *gauge* G of a result is the same formula on absolute values: it bounds what cancels. An entry of a sum of m
 products, rounded to unit roundoff u, is right if |error| <= 16·max(1, √(m/256))·u·G. (Reference BLAS asks for 16·u·G
-whatever m is; constant positive data, summed one by one, passes that only up to m ≈ 1000.)
+whatever m is, which random positive data, added one by one, exceed at m = 10,000. The limit is for rounding errors of
+either sign: the same number added m times one by one drifts, up to m·u·G, and no implementation should.)
 
 Every comparison is written as "error <= limit", so NaN fails, and non-finite values fail first.
 """

@@ -1,0 +1,306 @@
+"""The fast layer against the specification, on every array library, in every order of contraction."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import randlora_ref as rl
+from randlora_ref import spec
+from randlora_ref.adapters.randlora import ORDERS, contraction_costs
+from randlora_ref.verify import gauge, integers
+
+SIDE = st.integers(1, 7)
+LEADING = st.sampled_from([(), (0,), (1,), (4,), (2, 3), (3, 0, 1)])
+
+
+@st.composite
+def layer_cases(draw: st.DrawFn, elements: Any = None) -> dict[str, Any]:
+    """Layers of every shape; integers, or real entries drawn one by one from ``elements``."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    pairing, mask = draw(st.sampled_from(["literal", "crossed"])), draw(st.booleans())
+    case = integers.layer_case(rng, (draw(SIDE), draw(SIDE)), draw(SIDE), draw(SIDE), draw(LEADING), pairing, mask)
+    if elements is None:
+        return case
+    sizes = {name: x.shape for name, x in case.items() if isinstance(x, np.ndarray)}
+    return case | {
+        name: draw(hnp.arrays(np.float64, size, elements=elements, fill=st.nothing())) for name, size in sizes.items()
+    }
+
+
+def run(library: Any, case: dict[str, Any], dtype: str, order: Any = None) -> dict[str, Any]:
+    """Every result of the fast layer on the host, in float64; the pairing by its dialect."""
+    bring = {name: library.array(np.asarray(x, dtype)) if isinstance(x, np.ndarray) else x for name, x in case.items()}
+    layer = rl.RandLoRA(
+        out_features=case["weight"].shape[0],
+        in_features=case["weight"].shape[1],
+        rank=case["lambda_"].shape[1],
+        bases=rl.Bases(bring["A"], bring["B"]),
+        lambda_=bring["lambda_"],
+        gamma=bring["gamma"],
+        dialect={"literal": "paper", "crossed": "peft"}[case["pairing"]],
+        scaling=case["scaling"],
+    )
+    x, weight, bias, mask = (bring[name] for name in ("x", "weight", "bias", "dropout_mask"))
+    y, cache = layer.forward(x, weight, bias, dropout_mask=mask, order=order)
+    dx, grads = layer.backward(bring["dy"], cache, weight_grad=True)
+    results = {"y": y, "delta_weight": layer.delta_weight(), "x": dx, **grads._asdict()}
+    return {name: library.host(result).astype(np.float64) for name, result in results.items()}
+
+
+@pytest.mark.parametrize("order", [None, *ORDERS])
+@given(case=layer_cases())
+def test_integers_exactly(library: Any, order: Any, case: dict[str, Any]) -> None:
+    """Every result equals the specification's, bit for bit, in float64 and float32."""
+    expected = gauge.expected(case)
+    for dtype in ("float64", "float32"):
+        for name, result in run(library, case, dtype, order).items():
+            assert np.array_equal(result, expected[name]), name
+
+
+@given(case=layer_cases(st.floats(-4, 4, width=32)))
+def test_reals_within_the_gauge(library: Any, case: dict[str, Any]) -> None:
+    """Float32 within 16·max(1, √(m/256))·u·G of the specification in float64, zeros and tiny values included."""
+    expected, gauges, m = gauge.expected(case), gauge.layer_gauges(case), gauge.contraction(case)
+    tiny = m * 4.0**12 * 2.0**-149  # an underflow is multiplied by at most 4 per factor on its way
+    for name, result in run(library, case, "float32").items():
+        assert gauge.ratio(result, expected[name], gauge.limit(gauges[name], m, 2.0**-24) + tiny) <= 1, name
+
+
+def test_half_precision_on_ternary_integers(library: Any) -> None:
+    """With every array in {−1, 0, 1} the results fit eleven bits, so float16 is exact too."""
+    if library.name == "strict":
+        pytest.skip("array-api-strict has no float16")
+    case = integers.layer_case(np.random.default_rng(0), (6, 9), 2, 3)
+    ternary = {k: np.clip(v, -1, 1) for k, v in case.items() if isinstance(v, np.ndarray)}
+    case = case | ternary
+    expected = gauge.expected(case)
+    assert max(g.max() for g in gauge.layer_gauges(case).values()) < 2**11
+    for name, result in run(library, case, "float16").items():
+        assert np.array_equal(result, expected[name]), name
+
+
+@given(case=layer_cases())
+def test_padding_is_never_read(case: dict[str, Any]) -> None:
+    """NaN in the part of the bases that the layer does not use changes nothing."""
+    D, d = spec.sides(case["weight"].shape)
+    A, B = case["A"].copy(), case["B"].copy()
+    A[:, d:], B[:, D:], B[len(case["lambda_"]) :] = np.nan, np.nan, np.nan
+    host = type("Host", (), {"array": staticmethod(lambda x: x), "host": staticmethod(lambda x: x)})
+    expected = gauge.expected(case)
+    for name, result in run(host, case | {"A": A, "B": B}, "float64").items():
+        assert np.array_equal(result, expected[name]), name
+
+
+@pytest.mark.parametrize("dialect", ["paper", "peft"])
+@pytest.mark.parametrize("shape", [(12, 7), (7, 12), (8, 8)])
+def test_start(library: Any, dialect: str, shape: tuple[int, int]) -> None:
+    """ΔW = 0, the dialect's constants, n = ceil(d/r) and n·(r + d) learned values."""
+    layer = rl.RandLoRA.start(*shape, 3, dialect=dialect, seed=4, xp=library.xp, device=library.device, dtype="float64")
+    d = min(shape)
+    n = -(-d // 3)
+    assert np.array_equal(library.host(layer.delta_weight()), np.zeros(shape))
+    assert np.array_equal(library.host(layer.lambda_), np.zeros((n, 3)))
+    assert np.array_equal(library.host(layer.gamma), np.full((n, d), 1 / d))
+    assert layer.num_parameters() == n * (3 + d) == layer.lambda_.shape[0] * (3 + d)
+    assert layer.scaling == pytest.approx(2 / n**0.5 if dialect == "paper" else 640 / 3, rel=1e-15)
+
+
+def test_scalings() -> None:
+    """Table 9's 2/√n, Table 8's α/r, PEFT's α/r with α = 640, the official fork's by replacing the rule."""
+    from dataclasses import replace
+
+    def scaling(**options: Any) -> float:
+        return rl.RandLoRA.start(9, 9, 3, **options).scaling
+
+    assert scaling() == 2 / 3**0.5
+    assert scaling(alpha=10) == 10 / 3
+    assert scaling(dialect="peft") == 640 / 3
+    assert scaling(scaling=0.25) == 0.25
+    official = replace(rl.DIALECTS["peft"], scaling_rule="alpha/(r*sqrt(n))", default_alpha=64)
+    assert scaling(dialect=official) == 64 / (3 * 3**0.5)
+    vision = replace(rl.DIALECTS["peft"], count_rule="floor+1", lambda_start="1/max(n, r)", gamma_start="0")
+    layer = rl.RandLoRA.start(9, 9, 3, dialect=vision)
+    assert (layer.n, layer.lambda_[0, 0], layer.gamma[0, 0]) == (4, np.float32(1 / 4), 0)
+
+
+def test_merge_and_unmerge(library: Any) -> None:
+    """W0 + ΔW exactly on integers, and back; y through the merged weight is the layer's y."""
+    case = integers.layer_case(np.random.default_rng(1), (5, 8), 2, 4)
+    layer = rl.RandLoRA(
+        out_features=5,
+        in_features=8,
+        rank=2,
+        bases=rl.Bases(library.array(case["A"]), library.array(case["B"])),
+        lambda_=library.array(case["lambda_"]),
+        gamma=library.array(case["gamma"]),
+        scaling=0.5,
+    )
+    merged = layer.merge(library.array(case["weight"]))
+    assert np.array_equal(library.host(layer.unmerge(merged)), case["weight"])
+    y, _ = layer.forward(library.array(case["x"]), library.array(case["weight"]))
+    assert np.array_equal(library.host(y), case["x"] @ library.host(merged).T)
+
+
+@pytest.mark.parametrize("dialect", ["paper", "peft"])
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
+def test_factors_multiply_to_the_update(dialect: str, shape: tuple[int, int]) -> None:
+    """Σ_j B_j diag(λ_j) A diag(γ_j), the pairing resolved, times the scaling, is ΔW or its transpose."""
+    rng = np.random.default_rng(2)
+    layer = rl.RandLoRA.start(*shape, 2, dialect=dialect, seed=1, scaling=2.0, dtype="float64")
+    layer = layer.replace(lambda_=rng.standard_normal((2, 2)), gamma=rng.standard_normal((2, 4)))
+    total = sum(B @ np.diag(lambda_) @ A @ np.diag(gamma) for B, lambda_, A, gamma in layer.factors())
+    update = 2 * total if shape[0] >= shape[1] else 2 * total.T
+    assert np.allclose(layer.delta_weight(), update, rtol=0, atol=1e-13)
+
+
+def test_keeping_the_merged_weight_changes_no_result() -> None:
+    """``keep_merged`` trades memory for time alone."""
+    rng = np.random.default_rng(3)
+    layer = rl.RandLoRA.start(6, 5, 2, dtype="float64").replace(lambda_=rng.standard_normal((3, 2)))
+    x, weight, dy = (rng.standard_normal(size) for size in ((7, 5), (6, 5), (7, 6)))
+    results = []
+    for keep in (False, True):
+        y, cache = layer.forward(x, weight, keep_merged=keep, order="merged")
+        assert (cache.merged is not None) == keep
+        results.append((y, *layer.backward(dy, cache)))
+    assert all(np.array_equal(a, b) for a, b in zip(results[0][:2], results[1][:2], strict=True))
+    assert np.array_equal(results[0][2].gamma, results[1][2].gamma)
+
+
+def test_gradients_asked_for_and_not() -> None:
+    """No bias, no bias gradient; the weight's only on request."""
+    layer = rl.RandLoRA.start(4, 3, 2)
+    x, weight = np.ones((2, 3), np.float32), np.ones((4, 3), np.float32)
+    _, cache = layer.forward(x, weight)
+    _, grads = layer.backward(np.ones((2, 4), np.float32), cache)
+    assert grads.bias is None
+    assert grads.weight is None
+
+
+def test_the_cheapest_order_is_taken() -> None:
+    """At 768×768, r = 32: term by term for one row, thin for 256, merged for 2048 and more."""
+    cheapest = {}
+    for rows in (1, 256, 2048, 10**6):
+        costs = contraction_costs(rows, 768, 768, 24, 32)
+        cheapest[rows] = min(costs, key=costs.__getitem__)
+    assert cheapest == {1: "termwise", 256: "thin", 2048: "merged", 10**6: "merged"}
+    layer = rl.RandLoRA.start(6, 5, 2)
+    _, cache = layer.forward(np.ones((1, 5), np.float32), np.ones((6, 5), np.float32))
+    assert cache.order == "termwise"
+
+
+def test_counted_flops_at_large_batches() -> None:
+    """Per row and at nr = d, merged tends to 6Dd and thin to 8Dd + 6d² (``facts`` §9)."""
+    costs = contraction_costs(10**9, 3072, 768, 24, 32)
+    assert costs["merged"] / 1e9 == pytest.approx(6 * 3072 * 768, rel=1e-3)
+    assert costs["thin"] / 1e9 == pytest.approx(8 * 3072 * 768 + 6 * 768**2, rel=1e-3)
+
+
+def test_at_most_one_boolean_leaves_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A public call reads one boolean of an array at most, and no number: nothing else waits for a GPU."""
+    import array_api_strict
+
+    read: list[str] = []
+    kind = type(array_api_strict.asarray(0.0))
+    for method in ("__bool__", "__float__", "__int__", "__complex__", "__index__"):
+        original = getattr(kind, method)
+
+        def counted(self: Any, method: str = method, original: Any = original) -> Any:
+            read.append(method)
+            return original(self)
+
+        monkeypatch.setattr(kind, method, counted)
+    device = array_api_strict.Device("device1")
+    layer = rl.RandLoRA.start(6, 5, 2, xp=array_api_strict, device=device)
+    assert len(read) <= 1
+    options = {"dtype": array_api_strict.float32, "device": device}
+    ones = {size: array_api_strict.ones(size, **options) for size in ((3, 5), (6, 5), (3, 6))}
+    for call in (
+        lambda: layer.replace(gamma=layer.gamma),
+        layer.delta_weight,
+        lambda: layer.merge(ones[6, 5]),
+        lambda: layer.backward(ones[3, 6], layer.forward(ones[3, 5], ones[6, 5])[1]),
+    ):
+        read.clear()
+        call()
+        assert len(read) <= 1
+
+
+GOOD: dict[str, Any] = {
+    "out_features": 4,
+    "in_features": 3,
+    "rank": 2,
+    "bases": rl.Bases(np.ones((2, 3)), np.ones((2, 4, 2))),
+    "lambda_": np.ones((2, 2)),
+    "gamma": np.ones((2, 3)),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rank": 0}, "rank: 0; it must be a positive integer"),
+        ({"out_features": -4}, r"shape: \(-4, 3\); it must be .out, in., two positive integers"),
+        ({"lambda_": np.ones((2, 3))}, r"lambda_: shape \(2, 3\); it must be \(n, r\) with n >= 1 and r = 2"),
+        ({"lambda_": np.ones((0, 2))}, r"lambda_: shape \(0, 2\)"),
+        ({"lambda_": np.ones((3, 2)), "gamma": np.ones((3, 3))}, "needs 3 in B"),
+        ({"gamma": np.ones((2, 4))}, r"gamma: shape \(2, 4\); it must be \(2, 3\)"),
+        ({"gamma": np.ones((2, 3), np.float32)}, "gamma: dtype float32; it must be float64"),
+        ({"lambda_": np.ones((2, 2), int)}, "lambda_: dtype int64; it must be float16, float32, float64"),
+        ({"lambda_": [[1.0, 1.0]]}, "lambda_: list; it must be an array"),
+        ({"lambda_": np.array([[1.0, np.nan], [1, 1]])}, "lambda_: holds NaN or infinity; it must be finite"),
+        ({"gamma": np.full((2, 3), np.inf)}, "gamma: holds NaN or infinity"),
+        ({"bases": rl.Bases(np.full((2, 3), np.nan), np.ones((2, 4, 2)))}, "A: holds NaN or infinity"),
+        ({"bases": rl.Bases(np.ones((2, 2)), np.ones((2, 4, 2)))}, "needs 3 in A"),
+        ({"bases": rl.Bases(np.ones((3, 3)), np.ones((2, 4, 3)))}, "bases: rank 3; it must be 2"),
+        ({"dialect": "vera"}, "dialect: 'vera'; it must be one of paper, peft"),
+        ({"alpha": float("inf")}, "scaling: inf; it must be finite"),
+    ],
+)
+def test_bad_adapters_are_named(change: dict[str, Any], message: str) -> None:
+    """The argument, what it was and what it must be."""
+    with pytest.raises((TypeError, ValueError), match=message):
+        rl.RandLoRA(**{**GOOD, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": np.ones((5, 4))}, r"x: shape \(5, 4\); it must be \(…, 3\)"),
+        ({"x": np.ones((5, 3), np.float32)}, "x: dtype float32; it must be float64"),
+        ({"weight": np.ones((3, 4))}, r"weight: shape \(3, 4\); it must be \(4, 3\)"),
+        ({"bias": np.ones(3)}, r"bias: shape \(3,\); it must be \(4,\)"),
+        ({"dropout_mask": np.ones((1, 3))}, r"dropout_mask: shape \(1, 3\); it must be \(5, 3\)"),
+        ({"order": "fast"}, "order: 'fast'; it must be one of merged, thin, termwise"),
+    ],
+)
+def test_bad_inputs_are_named(change: dict[str, Any], message: str) -> None:
+    """The same for a call."""
+    with pytest.raises((TypeError, ValueError), match=message):
+        rl.RandLoRA(**GOOD).forward(**{"x": np.ones((5, 3)), "weight": np.ones((4, 3)), **change})
+
+
+def test_a_wrong_cotangent_is_named() -> None:
+    """∂L/∂y must have the shape of y."""
+    layer = rl.RandLoRA(**GOOD)
+    _, cache = layer.forward(np.ones((5, 3)), np.ones((4, 3)))
+    with pytest.raises(ValueError, match=r"dy: shape \(5, 3\); it must be \(5, 4\)"):
+        layer.backward(np.ones((5, 3)), cache)
+    with pytest.raises(TypeError, match="bias: not a learned value"):
+        layer.replace(bias=np.ones(3))
+
+
+def test_mixed_libraries_and_devices_are_refused() -> None:
+    """Nothing is moved unasked: not from NumPy, not from another device."""
+    import array_api_strict
+
+    layer = rl.RandLoRA(**GOOD)
+    with pytest.raises(TypeError, match=r"weight: an array of array_api_strict on .*; x is of numpy on cpu"):
+        layer.forward(np.ones((5, 3)), array_api_strict.ones((4, 3)))
+    moved = array_api_strict.ones((4, 3), device=array_api_strict.Device("device1"))
+    with pytest.raises(TypeError, match="weight: an array of array_api_strict"):
+        layer.forward(array_api_strict.ones((5, 3)), moved)

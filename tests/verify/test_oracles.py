@@ -1,0 +1,130 @@
+"""The oracles themselves: what is right passes, what is wrong does not, NaN least of all."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from randlora_ref import spec
+from randlora_ref.verify import audit, complex_step, gauge, integers
+
+
+def test_limit_is_the_formula() -> None:
+    """16·u·G up to 256 products, then the square root of their number."""
+    assert gauge.limit(3.0, 10, 2.0**-24) == pytest.approx(48 * 2.0**-24)
+    assert gauge.limit(1.0, 1024, 2.0**-53) == pytest.approx(32 * 2.0**-53)
+
+
+def test_a_plain_running_sum_passes_where_sixteen_would_not() -> None:
+    """10,000 random positive float32 numbers, added one by one: over 16·u·G, within the limit."""
+    terms = np.random.default_rng(0).random(10**4).astype(np.float32)
+    naive, exact = float(np.cumsum(terms, dtype=np.float32)[-1]), float(terms.astype(np.float64).sum())
+    assert gauge.ratio(naive, exact, 16 * 2.0**-24 * exact) > 1
+    assert gauge.ratio(naive, exact, gauge.limit(exact, 10**4, 2.0**-24)) <= 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_fails_first(bad: float) -> None:
+    """Infinity is over every limit, even where the expected value is as infinite."""
+    x = np.array([1.0, bad])
+    for other in (np.ones(2), x):
+        assert gauge.ratio(x, other, np.full(2, np.inf)) == np.inf
+        assert gauge.relative_error(x, other, np.ones(2), 1.0) == np.inf
+    assert not audit.Property("", float("nan"), 1, "").ok
+
+
+def test_other_shapes_fail() -> None:
+    """Broadcasting would hide a missing axis."""
+    assert gauge.ratio(np.ones((1, 3)), np.ones(3), 1.0) == np.inf
+
+
+def test_true_zeros_compare_as_zero() -> None:
+    """Where the result is zero by cancellation the gauge sets the scale, not the result."""
+    assert gauge.relative_error(np.array([1e-17]), np.zeros(1), np.ones(1), 2.0**-53) < 0.1
+    assert gauge.relative_error(np.array([1e-3]), np.zeros(1), np.ones(1), 2.0**-53) > 1e12
+    assert gauge.relative_error(np.zeros(3), np.zeros(3), np.zeros(3), 2.0**-53) == 0
+
+
+def test_adjoint_sees_each_wrong_gradient() -> None:
+    """A right gradient has gap 0; one sign, one transposed, one scaled or one missing entry does not."""
+    rng = np.random.default_rng(0)
+    case = integers.layer_case(rng, (5, 5), 2, 3)
+    arguments = {name: x for name, x in case.items() if name != "dy"}
+    right = gauge.expected(case)["gamma"]
+    step = integers.small(rng, *right.shape) + 0.0
+
+    def f(gamma: Any) -> Any:
+        return spec.forward(**(arguments | {"gamma": gamma}))
+
+    assert integers.adjoint_gap(f, case["gamma"], right, step, case["dy"]) == 0
+    for wrong in (-right, 2 * right, right[::-1], np.zeros_like(right)):
+        assert integers.adjoint_gap(f, case["gamma"], wrong, step, case["dy"]) != 0
+
+
+def test_complex_step_has_no_step_error() -> None:
+    """d/dx of exp(x)·sin(x)³, to the last bits, where a finite difference has half of them."""
+    x, u = np.array([0.3, 1.7]), np.array([1.0, -2.0])
+    derivative = np.exp(x) * np.sin(x) ** 2 * (np.sin(x) + 3 * np.cos(x)) * u
+    found = complex_step.directional(lambda z: np.exp(z) * np.sin(z) ** 3, x, u)
+    assert np.max(np.abs(found / derivative - 1)) < 1e-15
+
+
+@pytest.mark.parametrize("name", ["numpy", "strict"])
+def test_every_property_holds(name: str) -> None:
+    """The audit of this package, on NumPy and on array-api-strict with a device that is not the default."""
+    import array_api_strict
+
+    backend = audit.Backend(np)
+    if name == "strict":
+        backend = audit.Backend(array_api_strict, array_api_strict.Device("device1"))
+    failed = [one for one in audit.properties(backend) if not one.ok]
+    assert failed == []
+
+
+@pytest.mark.gpu
+def test_every_property_holds_on_a_gpu() -> None:
+    """The same on CuPy: bases and exact tier bit for bit, the rest within its limits."""
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    failed = [one for one in audit.properties(audit.Backend(cupy)) if not one.ok]
+    assert failed == []
+
+
+def faults() -> dict[str, tuple[str, Any, str, Any]]:
+    """What is broken by hand: the property that must see it, then owner, name and replacement."""
+    from randlora_ref.adapters.randlora import RandLoRA
+
+    pull_back, S, words = RandLoRA._pull_back, RandLoRA._S, audit.prng.philox_words
+    basis, pullback = spec.term_basis, spec.pullback
+
+    def unscaled(self: Any, xp: Any, dS: Any) -> Any:
+        return tuple(gradient / self.scaling for gradient in pull_back(self, xp, dS))
+
+    def gamma_without_lambda(self: Any, xp: Any, dS: Any) -> Any:
+        return pull_back(self, xp, dS)[0], pull_back(self.replace(lambda_=0 * self.lambda_ + 1), xp, dS)[1]
+
+    def lambda_without_gamma(G: Any, A: Any, B: Any, lambda_: Any, gamma: Any, *rest: Any) -> Any:
+        return pullback(G, A, B, lambda_, 0 * gamma + 1, *rest)[0], pullback(G, A, B, lambda_, gamma, *rest)[1]
+
+    def one_late(seed: int, term: int, start: int, stop: int, *rest: Any) -> Any:
+        return words(seed, term, start + 1, stop + 1, *rest)
+
+    exact, real = "layer: every order", "layer, float64: worst relative error of"
+    return {
+        "scaling left out of the gradients": (exact, RandLoRA, "_pull_back", unscaled),
+        "dΓ without Λ": (exact, RandLoRA, "_pull_back", gamma_without_lambda),
+        "S off in the tenth digit": (real, RandLoRA, "_S", lambda self, xp: S(self, xp) * (1 + 1e-10)),
+        "S not finite": (exact, RandLoRA, "_S", lambda self, xp: S(self, xp) + float("nan")),
+        "Philox one word late": ("Philox", audit.prng, "philox_words", one_late),
+        "literal pairing crossed": (exact, spec, "term_basis", lambda B, j, pairing: basis(B, j, "crossed")),
+        "the spec's dΛ without Γ": ("spec: every gradient", spec, "pullback", lambda_without_gamma),
+        "a layer that raises": ("layer: stopped by", RandLoRA, "_order", None),
+    }
+
+
+@pytest.mark.parametrize("fault", list(faults()))
+def test_the_audit_sees_code_broken_by_hand(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No property is there that cannot fail, and each fault is seen where it is."""
+    expected, owner, name, broken = faults()[fault]
+    monkeypatch.setattr(owner, name, broken)
+    failed = [one.name for one in audit.properties() if not one.ok]
+    assert any(one.startswith(expected) for one in failed), failed
