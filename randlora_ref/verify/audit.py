@@ -16,7 +16,7 @@ from ..bases import Bases, draw_bases, tile
 from . import complex_step, gauge, integers
 
 Array = Any
-# (out, in), r, n, leading axes: wide, tall, square, r∤d, r = d, r > d, n = 1, r = 1; any leading axes
+# (out, in), r, n, leading axes: wide, tall, square, r∤d, r = d, r > d, n = 1, r = 1, no rows, many axes
 LAYERS: tuple[tuple[tuple[int, int], int, int, tuple[int, ...]], ...] = (
     ((5, 11), 2, 3, (7,)), ((11, 5), 2, 3, (7,)), ((6, 6), 2, 3, (7,)), ((7, 10), 3, 3, (2, 1, 3)), ((9, 4), 4, 2, (5,)),
     ((3, 8), 5, 2, (5,)), ((8, 3), 3, 1, ()), ((5, 7), 1, 5, (4,)), ((7, 5), 2, 3, (0,)), ((1, 1), 1, 1, (1,)),

@@ -16,9 +16,10 @@ def test_limit_is_the_formula() -> None:
 
 
 def test_a_plain_running_sum_passes_where_sixteen_would_not() -> None:
-    """10,000 random positive float32 numbers, added one by one: over 16·u·G, within the limit."""
-    terms = np.random.default_rng(0).random(10**4).astype(np.float32)
-    naive, exact = float(np.cumsum(terms, dtype=np.float32)[-1]), float(terms.astype(np.float64).sum())
+    """10,000 random positive float32 numbers, added one by one, twenty times: some over 16·u·G, all within the limit."""
+    terms = np.random.default_rng(0).random((20, 10**4)).astype(np.float32)
+    naive = np.cumsum(terms, axis=1, dtype=np.float32)[:, -1].astype(np.float64)
+    exact = terms.sum(axis=1, dtype=np.float64)
     assert gauge.ratio(naive, exact, 16 * 2.0**-24 * exact) > 1
     assert gauge.ratio(naive, exact, gauge.limit(exact, 10**4, 2.0**-24)) <= 1
 
