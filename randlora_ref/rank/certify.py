@@ -7,9 +7,11 @@ the certificate says ``at_most_probable``, with a bound on the chance that it er
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .exact import PRIME_BITS, Progress, minor_bits, primes, rank_modulo
 from .factors import Sum, read, sha256, shape, work
@@ -79,6 +81,12 @@ def certify_rank(
     return _Search(terms, work_limit, seed, progress).certificate()
 
 
+@lru_cache(maxsize=4)
+def shuffled_primes(seed: int) -> NDArray[np.int64]:
+    """All primes of ``primes()`` in the order in which ``seed`` draws them."""
+    return np.random.default_rng(seed).permutation(primes())
+
+
 class _Search:
     """The search for two equal bounds; its state is what the certificate tells."""
 
@@ -86,7 +94,7 @@ class _Search:
         self.terms, self.seed, self.progress = terms, seed, progress
         self.small = max(shape(terms)) <= SMALL
         self.budget = float(work_limit)
-        self.primes = [int(p) for p in np.random.default_rng(seed).permutation(primes())]
+        self.primes = shuffled_primes(seed)
         self.used: set[int] = set()
         self.lower = 0
         self.below: dict[str, Any] = {"prime": None, "rows": [], "columns": [], "fold_seed": None}
@@ -134,14 +142,14 @@ class _Search:
     def _from_below(self) -> None:
         rows, columns = shape(self.terms)
         if rows > columns:
-            self._modulo(self.terms, self.primes[0], self.progress, self.seed)
+            self._modulo(self.terms, int(self.primes[0]), self.progress, self.seed)
         if self.lower < self.upper.value:
-            self._modulo(self.terms, self.primes[0], self.progress)
+            self._modulo(self.terms, int(self.primes[0]), self.progress)
 
     def _from_above(self) -> None:
         """Take the first candidate that can meet the lower bound, and prove its ranks."""
         for reason, sums in candidates(self.terms):
-            modular = [self.lower if s is self.terms else self._modulo(s, self.primes[0]) for s in sums]
+            modular = [self.lower if s is self.terms else self._modulo(s, int(self.primes[0])) for s in sums]
             if math.prod(modular) > self.lower:
                 continue
             proven = [self._at_most(s, k, reason) for s, k in zip(sums, modular, strict=True)]
@@ -164,7 +172,7 @@ class _Search:
             if not self._pay((needed - count) * work(terms)) or needed > len(self.primes):
                 return None
             while count < needed:
-                found = self._modulo(terms, self.primes[count])
+                found = self._modulo(terms, int(self.primes[count]))
                 count += 1
                 if self.progress is not None:
                     self.progress(f"{reason}: {count} of {needed} primes", count / needed)
@@ -196,7 +204,7 @@ class _Search:
             error = min(1.0, unlucky) ** count
             if error <= ENOUGH or unlucky >= 1 or not self._pay(work(self.terms)):
                 return error
-            self._modulo(self.terms, self.primes[count], self.progress)
+            self._modulo(self.terms, int(self.primes[count]), self.progress)
             count += 1
             if self.lower >= self.upper.value:
                 return 0.0

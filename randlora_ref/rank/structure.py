@@ -63,10 +63,10 @@ def bounds(terms: Sum) -> list[Bound]:
     rows, columns = shape(terms)
     found = [Bound(min(rows, columns), f"the update is {rows}×{columns}")]
     widths = [min(shape(factor)[1] for factor in product) for product in terms]
-    found.append(Bound(sum(widths), f"the widths of its {len(terms)} terms, {max(widths)} or less, add up to it (n·r)"))
+    found.append(Bound(sum(widths), f"the widths of {len(terms)} terms, {max(widths)} or less each, added up (n·r)"))
     live = [_live(product) for product in terms]
     channels = sum(min(int(mask.sum()) for mask in masks) for masks in live)
-    found.append(Bound(channels, "as many channels are not zero: entries of Λ, rows and columns beside them"))
+    found.append(Bound(channels, "nonzero channels through all terms: Λ's entries, and what meets them on both sides"))
     live_rows = int(np.logical_or.reduce([masks[0] for masks in live]).sum())
     live_columns = int(np.logical_or.reduce([masks[-1] for masks in live]).sum())
     found.append(Bound(live_columns, f"{columns - live_columns} of {columns} columns are zero in every term"))

@@ -1,0 +1,100 @@
+"""The paper's statements: each verdict, the figures it rests on, and that a verdict follows from what is computed."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from randlora_ref import claims
+
+VERDICTS = {
+    "Theorem 4.1": "holds",
+    "Eq. 2, indices": "holds corrected",
+    "Eq. 8, lower bound for LoRA": "holds corrected",
+    "Lemma D.1": "holds corrected",
+    "Lemma D.2": "holds",
+    "n = d/r, rounded down": "holds corrected",
+    "full rank in training, Λ = 0 at the start": "holds corrected",
+    "full rank in training, Γ = 0 at the start": "holds",
+    "Appendix C.6, sparse bases": "fails",
+    "RandLoRA-a": "holds",
+    "RandLoRA-b": "holds",
+    "learned numbers fall with r": "holds",
+}
+
+
+@pytest.fixture(scope="module")
+def checked() -> dict[str, claims.Claim]:
+    """Every claim by its name."""
+    return {claim.name: claim for claim in claims.check_claims()}
+
+
+def test_every_verdict(checked: dict[str, claims.Claim]) -> None:
+    assert {name: claim.verdict for name, claim in checked.items()} == VERDICTS
+
+
+def test_each_says_where_and_why_and_json_carries_it(checked: dict[str, claims.Claim]) -> None:
+    for claim in checked.values():
+        assert claim.where
+        assert claim.evidence
+        assert json.loads(json.dumps(claim.to_json())) == claim.to_json()
+        assert claim.lines()[0].startswith(claim.verdict.upper())
+
+
+def test_figures_of_the_evidence(checked: dict[str, claims.Claim]) -> None:
+    text = {name: "\n".join(claim.evidence) for name, claim in checked.items()}
+    assert "[0, 8, 64, 64]" in text["full rank in training, Λ = 0 at the start"]
+    assert "[0, 64, 64, 64]" in text["full rank in training, Γ = 0 at the start"]
+    assert "2.19e-49 a pair" in text["Appendix C.6, sparse bases"]
+    assert "rank 96 of 100" in text["n = d/r, rounded down"]
+    assert "2.828" in text["Eq. 8, lower bound for LoRA"]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_sparse_ranks_lie_within_three_deviations_of_what_is_expected(seed: int) -> None:
+    expected = [(2 / 3, 701, 8), (0.93, 278, 13), (0.98, 88, 9), (0.99, 45, 7)]  # zeros, d(1 − P0^6), its deviation
+    for (zeros, rank, mean, deviation), (share, center, width) in zip(claims.sparse_ranks(seed), expected, strict=True):
+        assert zeros == pytest.approx(share, abs=0.005)
+        assert abs(rank - center) <= 3 * width
+        assert mean == pytest.approx(768 * (1 - zeros**6))
+        assert deviation == pytest.approx(math.sqrt(768 * zeros**6 * (1 - zeros**6)))
+        assert rank < 768
+
+
+@pytest.mark.parametrize(
+    "check", [claims.lemma_d_1, claims.lemma_d_2, claims.start_at_gamma_zero, claims.ablation_a, claims.ablation_b]
+)
+def test_a_wrong_rank_changes_the_verdict(
+    check: Callable[[int], claims.Claim], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, certify = check(0), claims.certify_rank
+
+    def one_short(source: Any) -> Any:
+        certificate = certify(source)
+        return replace(certificate, rank=certificate.rank - 1, full=False)
+
+    descend = claims.rank_after_steps
+
+    def short_descent(*args: Any, **kwargs: Any) -> Any:
+        descent = descend(*args, **kwargs)
+        return descent._replace(certificates=tuple(replace(c, rank=c.rank - 1) for c in descent.certificates))
+
+    monkeypatch.setattr(claims, "certify_rank", one_short)
+    monkeypatch.setattr(claims, "rank_after_steps", short_descent)
+    assert honest.verdict != "fails"
+    assert check(0).verdict == "fails"
+
+
+def test_a_wrong_svd_changes_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    svd = np.linalg.svd
+
+    def halved(*args: Any, **kwargs: Any) -> Any:
+        U, sigma, Vt = svd(*args, **kwargs)
+        return U, sigma / 2, Vt
+
+    monkeypatch.setattr(np.linalg, "svd", halved)
+    assert claims.equation_2(0).verdict == "fails"
