@@ -84,16 +84,9 @@ def check_rank(rank: Any) -> None:
 
 
 def draw_bases(
-    dialect: str | Dialect = "paper",
-    *,
-    seed: int = 0,
-    shapes: Sequence[tuple[int, int]],
-    rank: int,
-    kind: Kind = "dense",
-    draw_dtype: Literal["bfloat16", "float16"] = "bfloat16",
-    dtype: Literal["float32", "float64"] = "float32",
-    xp: Any = np,
-    device: Any = None,
+    dialect: str | Dialect = "paper", *, seed: int = 0, shapes: Sequence[tuple[int, int]], rank: int,
+    kind: Kind = "dense", draw_dtype: Literal["bfloat16", "float16"] = "bfloat16",
+    dtype: Literal["float32", "float64"] = "float32", xp: Any = np, device: Any = None
 ) -> Bases:
     """The shared bases of layers of ``shapes`` (out, in), A (r, d_max) and B (n_max, D_max, r), in ``dtype``.
 
@@ -130,17 +123,8 @@ def draw_bases(
 
 
 def tile(
-    term: int,
-    first: int,
-    last: int,
-    *,
-    seed: int,
-    rank: int,
-    kind: Kind = "dense",
-    D_max: int | None = None,
-    dtype: str = "float32",
-    xp: Any = np,
-    device: Any = None,
+    term: int, first: int, last: int, *, seed: int, rank: int, kind: Kind = "dense", D_max: int | None = None,
+    dtype: str = "float32", xp: Any = np, device: Any = None
 ) -> Array:
     """Columns ``first`` to ``last`` of A (r, last − first) for ``term`` 0, or those rows of B_term (last − first, r).
 
@@ -218,7 +202,9 @@ def _peft_dense(rows: int, terms: int, columns: int, generator: np.random.MT1993
     with np.errstate(divide="ignore", invalid="ignore"):  # a single draw has no deviation: NaN, as in PEFT
         quotients[seen] = _rounded(values[seen] / deviation, draw_dtype)
     result = np.empty(codes.shape, dtype=np.float32)
-    return np.take(quotients, codes, out=result, mode="clip")
+    for _, block in _blocks(rows, 1, terms * columns):  # block by block: take widens its indices to 64 bits
+        np.take(quotients, codes[block], out=result[block], mode="clip")
+    return result
 
 
 def _peft_ternary(rows: int, terms: int, columns: int, generator: np.random.MT19937, q: float) -> Floats:
