@@ -5,6 +5,7 @@ Exit status: 0 all well, 1 a check failed, 2 the arguments or files were bad (on
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         lines, data, ok = arguments.run(arguments)
-        text = json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False) if arguments.json else "\n".join(lines)
+        text = json.dumps(plain(data), ensure_ascii=False, indent=2) if arguments.json else "\n".join(lines)
         print(text, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -60,6 +61,15 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def plain(data: Any) -> Any:
+    """``data`` with NaN and infinities as words: JSON has no such numbers."""
+    if isinstance(data, dict):
+        return {str(name): plain(value) for name, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [plain(value) for value in data]
+    return str(data) if isinstance(data, float) and not math.isfinite(data) else data
+
+
 class Progress:
     """A line on a terminal that overwrites itself; nothing where stderr is no terminal."""
 
@@ -79,6 +89,8 @@ def verify(arguments: argparse.Namespace) -> Report:
     """``randlora-ref verify``."""
     from .verify import audit
 
+    if arguments.seed < 0:
+        raise ValueError(f"--seed: {arguments.seed}; it must be an integer in [0, 2**64)")
     found = dict(audit.backends())
     if arguments.backend not in ("all", *found):
         raise ValueError(f"--backend: {arguments.backend!r} finds no GPU here; it must be one of {', '.join(found)}")

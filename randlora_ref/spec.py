@@ -156,13 +156,8 @@ def term_basis(B: Array, j: int, pairing: Pairing = "literal") -> Array:
 
 
 def delta_weight(
-    A: Array,
-    B: Array,
-    lambda_: Array,
-    gamma: Array,
-    shape: tuple[int, int],
-    scaling: Any = 1,
-    pairing: Pairing = "literal",
+    A: Array, B: Array, lambda_: Array, gamma: Array, shape: tuple[int, int], scaling: Any = 1,
+    pairing: Pairing = "literal"
 ) -> Array:
     """ΔW (out, in) of a layer of ``shape`` (out, in): s·Σ_j B_j Λ_j A Γ_j, or its transpose if out < in.
 
@@ -188,13 +183,8 @@ def khatri_rao(A: Array, gamma: Array) -> Array:
 
 
 def delta_weight_khatri_rao(
-    A: Array,
-    B: Array,
-    lambda_: Array,
-    gamma: Array,
-    shape: tuple[int, int],
-    scaling: Any = 1,
-    pairing: Pairing = "literal",
+    A: Array, B: Array, lambda_: Array, gamma: Array, shape: tuple[int, int], scaling: Any = 1,
+    pairing: Pairing = "literal"
 ) -> Array:
     """ΔW again, in its other form: n·r terms of rank one, s·Σ_{j,k} B_j[:, k] Λ_j[k] K[j, k, :]."""
     n, r = lambda_.shape
@@ -215,16 +205,8 @@ def delta_weight_khatri_rao(
 
 
 def forward(
-    x: Array,
-    weight: Array,
-    bias: Array | None,
-    A: Array,
-    B: Array,
-    lambda_: Array,
-    gamma: Array,
-    scaling: Any = 1,
-    pairing: Pairing = "literal",
-    dropout_mask: Array | None = None,
+    x: Array, weight: Array, bias: Array | None, A: Array, B: Array, lambda_: Array, gamma: Array, scaling: Any = 1,
+    pairing: Pairing = "literal", dropout_mask: Array | None = None
 ) -> Array:
     """y = x (W0 + ΔW)ᵀ + b, of shape (…, out).
 
@@ -255,13 +237,7 @@ def weight_cotangent(dy: Array, x: Array, like: Array) -> Array:
 
 
 def pullback(
-    G: Array,
-    A: Array,
-    B: Array,
-    lambda_: Array,
-    gamma: Array,
-    scaling: Any = 1,
-    pairing: Pairing = "literal",
+    G: Array, A: Array, B: Array, lambda_: Array, gamma: Array, scaling: Any = 1, pairing: Pairing = "literal"
 ) -> tuple[Array, Array]:
     """(∂L/∂Λ, ∂L/∂Γ) of shapes (n, r) and (n, d), from G = ∂L/∂ΔW (out, in).
 
@@ -284,16 +260,8 @@ def pullback(
 
 
 def backward(
-    dy: Array,
-    x: Array,
-    weight: Array,
-    A: Array,
-    B: Array,
-    lambda_: Array,
-    gamma: Array,
-    scaling: Any = 1,
-    pairing: Pairing = "literal",
-    dropout_mask: Array | None = None,
+    dy: Array, x: Array, weight: Array, A: Array, B: Array, lambda_: Array, gamma: Array, scaling: Any = 1,
+    pairing: Pairing = "literal", dropout_mask: Array | None = None
 ) -> Gradients:
     """Gradients of a loss with ∂L/∂y = ``dy`` (…, out), for everything ``forward`` is given but the bases.
 

@@ -86,17 +86,8 @@ class RandLoRA:
     """
 
     def __init__(
-        self,
-        *,
-        out_features: int,
-        in_features: int,
-        rank: int,
-        bases: Bases,
-        lambda_: Array,
-        gamma: Array,
-        dialect: str | Dialect = "paper",
-        alpha: float | None = None,
-        scaling: float | None = None,
+        self, *, out_features: int, in_features: int, rank: int, bases: Bases, lambda_: Array, gamma: Array,
+        dialect: str | Dialect, alpha: float | None = None, scaling: float | None = None
     ) -> None:
         check_shape((out_features, in_features))
         check_rank(rank)
@@ -127,24 +118,15 @@ class RandLoRA:
 
     @classmethod
     def start(
-        cls,
-        out_features: int,
-        in_features: int,
-        rank: int = 32,
-        *,
-        dialect: str | Dialect = "paper",
-        seed: int | None = None,
-        alpha: float | None = None,
-        scaling: float | None = None,
-        bases: Bases | None = None,
-        kind: Kind = "dense",
-        dtype: Literal["float16", "float32", "float64"] = "float32",
-        xp: Any = np,
-        device: Any = None,
+        cls, out_features: int, in_features: int, rank: int = 32, dialect: str | Dialect = "peft",
+        seed: int | None = None, alpha: float | None = None, bases: Bases | None = None, *,
+        scaling: float | None = None, kind: Kind = "dense",
+        dtype: Literal["float16", "float32", "float64"] = "float32", xp: Any = np, device: Any = None
     ) -> Self:
         """An adapter as training starts: constant Λ and Γ, the dialect's n and scaling, ΔW = 0 in both dialects.
 
-        ``bases`` None draws the layer's own from ``seed`` (None: the dialect's); given, they may be shared.
+        ``seed`` and ``alpha`` None take the dialect's (PEFT's are 0 and 640). ``bases`` None draws the layer's own;
+        given, they may be shared.
         """
         dialect = get_dialect(dialect)
         shape = (out_features, in_features)
@@ -231,14 +213,8 @@ class RandLoRA:
         return weight - self.delta_weight()
 
     def forward(
-        self,
-        x: Array,
-        weight: Array,
-        bias: Array | None = None,
-        *,
-        dropout_mask: Array | None = None,
-        keep_merged: bool = False,
-        order: Order | None = None,
+        self, x: Array, weight: Array, bias: Array | None = None, *, dropout_mask: Array | None = None,
+        keep_merged: bool = False, order: Order | None = None
     ) -> tuple[Array, Cache]:
         """y (…, out) = x W0ᵀ + (x∘m) ΔWᵀ + b of x (…, in), and the cache of ``backward``.
 

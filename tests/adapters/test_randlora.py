@@ -116,8 +116,9 @@ def test_scalings() -> None:
     def scaling(**options: Any) -> float:
         return rl.RandLoRA.start(9, 9, 3, **options).scaling
 
-    assert scaling() == 2 / 3**0.5
-    assert scaling(alpha=10) == 10 / 3
+    assert scaling(dialect="paper") == 2 / 3**0.5
+    assert scaling(dialect="paper", alpha=10) == 10 / 3
+    assert scaling() == 640 / 3
     assert scaling(dialect="peft") == 640 / 3
     assert scaling(scaling=0.25) == 0.25
     official = replace(rl.DIALECTS["peft"], scaling_rule="alpha/(r*sqrt(n))", default_alpha=64)
@@ -131,6 +132,7 @@ def test_merge_and_unmerge(library: Any) -> None:
     """W0 + ΔW exactly on integers, and back; y through the merged weight is the layer's y."""
     case = integers.layer_case(np.random.default_rng(1), (5, 8), 2, 4)
     layer = rl.RandLoRA(
+        dialect="paper",
         out_features=5,
         in_features=8,
         rank=2,
@@ -231,6 +233,7 @@ def test_at_most_one_boolean_leaves_a_device(monkeypatch: pytest.MonkeyPatch) ->
 
 
 GOOD: dict[str, Any] = {
+    "dialect": "paper",
     "out_features": 4,
     "in_features": 3,
     "rank": 2,

@@ -16,7 +16,7 @@ def test_limit_is_the_formula() -> None:
 
 
 def test_a_plain_running_sum_passes_where_sixteen_would_not() -> None:
-    """10,000 random positive float32 numbers, added one by one, twenty times: some over 16·u·G, all within the limit."""
+    """10,000 random positive float32 numbers added one by one, twenty times: some over 16·u·G, all within."""
     terms = np.random.default_rng(0).random((20, 10**4)).astype(np.float32)
     naive = np.cumsum(terms, axis=1, dtype=np.float32)[:, -1].astype(np.float64)
     exact = terms.sum(axis=1, dtype=np.float64)
