@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import array_api_strict
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -183,6 +184,10 @@ class Properties:
             r"weight: dtype float32; it must be float64": lambda: adapter.forward(x, weight.astype("float32")),
             r"x: list; it must be an array": lambda: adapter.forward([1.0], weight),
             r"dy: shape \(2, 3\); it must be \(2, 5\)": lambda: adapter.backward(x, adapter.forward(x, weight)[1]),
+            r"dy: shape \(3, 5\)": lambda: adapter.backward(np.ones((3, 5)), adapter.forward(x, weight)[1]),
+            r"weight: an array of array_api_strict": lambda: adapter.forward(x, array_api_strict.asarray(weight)),
+            r"adapter: an array of numpy": lambda: adapter.forward(*map(array_api_strict.asarray, (x, weight))),
+            r"dy: shape \(10,\)": lambda: adapter.backward(dy.reshape(-1), adapter.forward(x, weight)[1]),
             r"dy: dtype float32": lambda: adapter.backward(dy.astype("float32"), adapter.forward(x, weight)[1]),
             r"weight: shape \(2, 3\)": lambda: adapter.merge(x),
             r"weight: holds NaN": lambda: adapter.unmerge(weight * np.nan),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from randlora_ref import RandLoRA
 from randlora_ref.adapters import RandLoRAa, randlora_b
+from randlora_ref.rank import certify_rank
 
 
 def arguments(case: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -56,6 +57,8 @@ def test_a_has_the_count_of_randlora_and_rank_r(shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     trained = adapter.replace(lambda_=rng.normal(size=(6, 3)), gamma=rng.normal(size=(6, 16)))
     assert np.linalg.matrix_rank(trained.delta_weight()) == 3
+    certificate = certify_rank(trained)
+    assert (certificate.rank, certificate.exact) == (3, True)
 
 
 @pytest.mark.parametrize("dialect", ["paper", "peft"])
@@ -73,6 +76,7 @@ def test_b_has_half_the_rank_at_the_same_count(shape: tuple[int, int], dialect: 
             lambda_=rng.normal(size=adapter.lambda_.shape), gamma=rng.normal(size=adapter.gamma.shape)
         )
         assert np.linalg.matrix_rank(trained.delta_weight()) == rank
+        assert certify_rank(trained).rank == rank
 
 
 def test_b_of_the_papers_example() -> None:
