@@ -159,6 +159,8 @@ def rank_modulo(terms: Sum, p: int, progress: Progress | None = None, fold_seed:
             reduce(folded, p)
         return folded
 
+    if progress is not None:
+        progress(f"forming the update modulo {p}", 0.0)
     matrix = evaluate(terms, residue_ring(p), fold if fold_seed is not None and rows > columns else None)
     return eliminate(matrix, p, progress)
 

@@ -208,9 +208,18 @@ def evaluate(terms: Sum, ring: Ring, fold: Callable[[Floats], Floats] | None = N
     """
     total: Floats | None = None
     for left, right in _joined(terms, ring, fold or (lambda matrix: matrix)):
-        for start in range(0, left.shape[1] if right is not None else 1, CHUNK):
-            part = left if right is None else left[:, start : start + CHUNK] @ right[start : start + CHUNK]
-            total = ring.tidy(part if total is None else np.add(total, part, out=total))
+        total = _accumulate(total, left, ring) if right is None else _contract(left, right, ring, total)
+    return cast(Floats, total)
+
+
+def _accumulate(total: Floats | None, part: Floats, ring: Ring) -> Floats:
+    return ring.tidy(part if total is None else np.add(total, part, out=total))
+
+
+def _contract(left: Floats, right: Floats, ring: Ring, total: Floats | None = None) -> Floats:
+    """total + left·right, CHUNK columns of ``left`` at a time; ``total`` is overwritten."""
+    for start in range(0, len(right), CHUNK):
+        total = _accumulate(total, left[:, start : start + CHUNK] @ right[start : start + CHUNK], ring)
     return cast(Floats, total)
 
 
@@ -251,11 +260,7 @@ def _multiply(product: Product, ring: Ring) -> Floats:
         if result is None:
             result = value
         elif result.ndim == 2 and value.ndim == 2:
-            total = np.zeros((result.shape[0], value.shape[1]))
-            for start in range(0, len(value), CHUNK):
-                total += result[:, start : start + CHUNK] @ value[start : start + CHUNK]
-                ring.tidy(total)
-            result = total
+            result = _contract(result, value, ring)
         else:
             result = ring.tidy((result[:, None] if value.ndim == 2 else result) * value)
     return cast(Floats, result)

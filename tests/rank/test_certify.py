@@ -20,6 +20,7 @@ from hypothesis.extra import numpy as hnp
 
 from randlora_ref import spec
 from randlora_ref.rank import RankCertificate, certify_rank, load_factors, randlora_factors, rank_after_steps
+from randlora_ref.rank.certify import shuffled_primes
 
 Rank = Callable[[Any], int]
 integers = st.integers(-4, 4).map(float)
@@ -192,12 +193,14 @@ def test_past_the_limit_it_says_probable_with_its_bound() -> None:
     assert proven(certify_rank(matrix, work_limit=math.inf), 89)
 
 
-def test_an_unlucky_prime_is_corrected() -> None:
-    luckless = certify_rank(np.eye(70)).primes[0]  # the first prime that seed 0 draws
-    matrix = np.diag([float(luckless)] + [1.0] * 69)
-    certificate = certify_rank(matrix)
+@pytest.mark.parametrize("count", [1, 2])
+def test_unlucky_primes_are_corrected(count: int) -> None:
+    """An entry is the product of the first primes that the seed draws: modulo each of them the rank is one less."""
+    luckless = [int(p) for p in shuffled_primes(0)[:count]]
+    certificate = certify_rank(np.diag([float(math.prod(luckless))] + [1.0] * 69))
     assert proven(certificate, 70)
-    assert certificate.details["below"]["prime"] != luckless
+    assert set(luckless) <= set(certificate.primes)
+    assert certificate.details["below"]["prime"] not in luckless
 
 
 def test_the_lower_bound_can_be_checked_again_by_hand(as_fractions: Callable[[Any], list[list[Fraction]]]) -> None:
