@@ -4,6 +4,7 @@ Exit status: 0 all well, 1 a check failed, 2 the arguments or files were bad (on
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -12,7 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from . import __version__
+from .prng import check_seed
 
 Report = tuple[list[str], Any, bool]  # lines for a person, data for JSON, whether all is well
 
@@ -57,7 +61,37 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--backend", choices=backends, default="all", help="array library (default: each found)")
     command.add_argument("--seed", type=int, default=0, help="seed of the random cases (default: 0)")
 
+    command = add("check", check, "cross-check an implementation against the specification")
+    command.add_argument("target", metavar="TARGET", help="peft: the installed one")
+    dialect = ("peft", "paper")
+    command.add_argument("--dialect", choices=dialect, default="peft", help="what to hold PEFT to (default: peft)")
+    command.add_argument("--count", type=int, default=240, help="how many random cases (default: 240)")
+    command.add_argument("--seed", type=int, default=0, help="seed of the random cases (default: 0)")
+
+    command = add("rank", rank, "the proven rank of an update: of a file or folder, or of a shape, rank, dialect and seed")
+    command.add_argument("source", nargs="?", help="a .npz of factors, or the folder of an adapter that PEFT saved")
+    command.add_argument("--shape", type=int, nargs=2, metavar=("OUT", "IN"), default=(64, 48), help="default: 64 48")
+    command.add_argument("--rank", type=int, default=8, help="of the bases (default: 8)")
+    command.add_argument("--dialect", default="paper", help="paper or peft (default: paper)")
+    command.add_argument("--kind", default="dense", help="dense, sparse, very_sparse, or a sparsity s (default: dense)")
+    command.add_argument("--seed", type=int, default=0, help="of the bases (default: 0)")
+    command.add_argument("--steps", type=int, default=0, help="gradient steps on a quadratic loss first (default: 0)")
+    command.add_argument("--lambda-start", type=float, help="constant that fills Λ (default: the dialect's)")
+    command.add_argument("--gamma-start", type=float, help="constant that fills Γ (default: the dialect's)")
+    command.add_argument("--plot", metavar="FILE", help="write a plot of the spectrum there (plot extra)")
+
+    command = add("count", count, "learned-parameter counts of named models and methods, beside the printed ones")
+    command.add_argument("--model", help="one model only")
+    command.add_argument("--method", help="one method only")
+    command.add_argument("--rank", type=int, help="with --model and --method: the count at this rank")
+
+    command = add("claims", claims, "the paper's statements, each with a verdict and the evidence computed for it")
+    command.add_argument("--seed", type=int, default=0, help="of the random evidence (default: 0)")
+
     add("dialects", dialects, "what each implementation does, and where they part")
+
+    command = add("bench", bench, "the layer beside PEFT in one run: time, memory, ratios (crosscheck extra)")
+    command.add_argument("--quick", action="store_true", help="small sizes, no targets")
     return top
 
 
@@ -89,8 +123,7 @@ def verify(arguments: argparse.Namespace) -> Report:
     """``randlora-ref verify``."""
     from .verify import audit
 
-    if arguments.seed < 0:
-        raise ValueError(f"--seed: {arguments.seed}; it must be an integer in [0, 2**64)")
+    check_seed(arguments.seed)
     found = dict(audit.backends())
     if arguments.backend not in ("all", *found):
         raise ValueError(f"--backend: {arguments.backend!r} finds no GPU here; it must be one of {', '.join(found)}")
@@ -127,3 +160,127 @@ def dialects(arguments: argparse.Namespace) -> Report:
     apart = [key for key in choices if rows["paper"][key] != rows["peft"][key]]
     lines.append(f"paper and peft part in: {', '.join(apart)}")
     return lines, {"dialects": list(rows.values()), "paper_and_peft_part_in": apart}, True
+
+
+def check(arguments: argparse.Namespace) -> Report:
+    """``randlora-ref check``."""
+    from .conformance import check_peft
+
+    if arguments.target != "peft":
+        raise ValueError(f"TARGET: {arguments.target!r}; it must be peft")
+    if arguments.count < 1:
+        raise ValueError(f"--count: {arguments.count}; it must be at least 1")
+    progress = Progress()
+    seed = check_seed(arguments.seed)
+    report = check_peft(arguments.dialect, arguments.count, seed, lambda done, of: progress(f"case {done} of {of}"))
+    progress("")
+    return report.lines(), report.to_json(), report.passed
+
+
+def rank(arguments: argparse.Namespace) -> Report:
+    """``randlora-ref rank``."""
+    from .rank import certify_rank, plot_spectra, spectrum
+
+    progress = Progress()
+
+    def show(what: str, part: float) -> None:
+        progress(f"{what} {100 * part:.0f} %")
+
+    sources = _from_file(arguments.source) if arguments.source else None
+    if sources is None:
+        certificates, factors = _after_steps(arguments, show)
+        sources = {"update": factors}
+    else:
+        certificates = {name: certify_rank(source, progress=show) for name, source in sources.items()}
+    spectra = {name: spectrum(source) for name, source in sources.items()}
+    progress("")
+    lines = [f"{name}: {line}" for name, certificate in certificates.items() for line in certificate.lines()]
+    lines += [f"{name}: {line}" for name, one in spectra.items() for line in one.lines()]
+    if arguments.plot:
+        plot_spectra(spectra, arguments.plot)
+        lines.append(f"spectrum drawn in {arguments.plot}")
+    data = {
+        "certificates": {name: certificate.to_json() for name, certificate in certificates.items()},
+        "spectra": {name: one.to_json() for name, one in spectra.items()},
+    }
+    return lines, data, True
+
+
+def _from_file(source: str) -> dict[str, Any]:
+    """What there is to certify in a ``.npz`` of factors or in an adapter's folder, by name."""
+    from .rank import load_factors
+
+    if not os.path.isdir(source):
+        return {"update": load_factors(source)}
+    from .interop.peft import load_peft
+
+    adapter = load_peft(source)
+    return {name: adapter.layer(name).factors() for name in adapter.lambda_}
+
+
+def _after_steps(arguments: argparse.Namespace, progress: Callable[[str, float], None]) -> tuple[dict[str, Any], Any]:
+    """The certificate of a drawn layer after each gradient step, and its factors at the end."""
+    from .bases import check_rank, check_shape, draw_bases
+    from .dialects import get_dialect
+    from .rank import rank_after_steps
+
+    dialect, shape = get_dialect(arguments.dialect), (arguments.shape[0], arguments.shape[1])
+    check_shape(shape)
+    check_rank(arguments.rank)
+    kind: Any = arguments.kind
+    with contextlib.suppress(ValueError):  # a word is a kind, and draw_bases knows which
+        kind = float(kind)
+    bases = draw_bases(dialect, seed=arguments.seed, shapes=[shape], rank=arguments.rank, kind=kind)
+    n = dialect.terms(shape, arguments.rank)
+    starts = dialect.start(shape, arguments.rank, n)
+    asked = (arguments.lambda_start, arguments.gamma_start)
+    start = [own if value is None else value for value, own in zip(asked, starts, strict=True)]
+    lambda_, gamma = np.full((n, arguments.rank), start[0]), np.full((n, min(shape)), start[1])
+    descent = rank_after_steps(
+        bases.A, bases.B, lambda_, gamma, shape, arguments.steps, pairing=dialect.pairing, seed=arguments.seed,
+        scaling=dialect.scaling(arguments.rank, n), progress=progress,
+    )  # fmt: skip
+    return {f"step {step}": certificate for step, certificate in enumerate(descent.certificates)}, descent.factors
+
+
+def count(arguments: argparse.Namespace) -> Report:
+    """``randlora-ref count``."""
+    from .counts import row, table
+
+    if arguments.rank is None:
+        rows = table(arguments.model, arguments.method)
+    elif arguments.model is None or arguments.method is None:
+        raise ValueError(f"--rank: {arguments.rank} needs --model and --method beside it")
+    else:
+        rows = [row(arguments.model, arguments.method, arguments.rank)]
+    lines = [f"{'model':32} {'method':>8} {'rank':>5} {'learned':>12} {'percent':>8}  printed"]
+    for one in rows:
+        percent = "" if one.percent is None else f"{one.percent:.3f}"
+        printed = "" if one.printed is None else f"{one.printed}{'' if one.agrees else ' (does not agree)'}"
+        lines.append(f"{one.model:32} {one.method:>8} {one.rank:5} {one.learned:12,} {percent:>8}  {printed}".rstrip())
+    return lines, [one._asdict() for one in rows], True
+
+
+def claims(arguments: argparse.Namespace) -> Report:
+    """``randlora-ref claims``."""
+    from .claims import CHECKS
+
+    progress, found = Progress(), []
+    for index, one in enumerate(CHECKS):
+        progress(f"claim {index + 1} of {len(CHECKS)}")
+        found.append(one(check_seed(arguments.seed)))
+    progress("")
+    lines = [line for one in found for line in (*one.lines(), "")]
+    verdicts = [one.verdict for one in found]
+    lines.append(", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)))
+    return lines, [one.to_json() for one in found], True
+
+
+def bench(arguments: argparse.Namespace) -> Report:
+    """``randlora-ref bench``."""
+    from .bench import run_bench
+
+    progress = Progress()
+    report = run_bench(quick=arguments.quick, progress=progress)
+    progress("")
+    return report.lines(), report.to_json(), report.passed

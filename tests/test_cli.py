@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from randlora_ref import cli
@@ -67,7 +68,7 @@ def test_dialects_lists_every_choice(capsys: Any) -> None:
         (("audit",), "invalid choice: 'audit'"),
         (("verify", "--backend", "jax"), "argument --backend: invalid choice: 'jax'"),
         (("verify", "--seed", "x"), "argument --seed: invalid int value: 'x'"),
-        (("verify", "--seed", "-1"), "--seed: -1; it must be"),
+        (("verify", "--seed", "-1"), "seed: -1; it must be"),
     ],
 )
 def test_wrong_arguments(capsys: Any, arguments: tuple[str, ...], message: str) -> None:
@@ -87,3 +88,43 @@ def test_as_a_module_and_into_a_closed_pipe() -> None:
     root = Path(__file__).parents[1]
     piped = subprocess.run(f"{command} | true", shell=True, capture_output=True, text=True, check=True, cwd=root)
     assert piped.stderr == ""
+
+
+def test_rank_shows_the_first_steps(capsys: Any) -> None:
+    """0, r, d from PEFT's start; 0, d from the authors' CLIP code's (``facts`` §4)."""
+    drawn = ("rank", "--shape", "20", "16", "--rank", "4", "--steps", "2", "--json")
+    for start, ranks in (((), [0, 4, 16]), (("--lambda-start", "0.1", "--gamma-start", "0"), [0, 16, 16])):
+        status, out, _ = run(capsys, *drawn, *start)
+        found = json.loads(out)["certificates"].values()
+        assert status == 0
+        assert [one["rank"] for one in found] == ranks
+        assert all(one["exact"] for one in found)
+
+
+def test_rank_of_a_file_of_factors(capsys: Any, tmp_path: Path) -> None:
+    """A ``.npz``; and what is none, is cut short or holds a pickle is refused in one line."""
+    whole, cut, pickled = (tmp_path / name for name in ("whole.npz", "cut.npz", "pickled.npz"))
+    np.savez(whole, factor0=np.ones((3, 1)), factor1=np.ones((1, 4)))
+    cut.write_bytes(whole.read_bytes()[:60])
+    np.savez(pickled, matrix=np.array([[print]], dtype=object))
+    status, out, _ = run(capsys, "rank", str(whole))
+    assert status == 0
+    assert out.startswith("update: rank 1 of 3 (not full, exact)")
+    for bad in (cut, pickled, tmp_path / "missing.npz"):
+        status, out, err = run(capsys, "rank", str(bad))
+        assert (status, out) == (2, "")
+        assert err.startswith(f"randlora-ref rank: {bad}: it must be an .npz of factors")
+        assert err.count("\n") == 1
+
+
+def test_count_beside_the_printed(capsys: Any) -> None:
+    """PEFT's published count of Llama-3.2-3B, and one at any rank."""
+    _, out, _ = run(capsys, "count", "--model", "Llama-3.2-3B", "--method", "randlora")
+    assert re.search(r"randlora +32 +9,289,728 +9,289,728$", out.strip())
+    status, out, _ = run(capsys, "count", "--model", "Llama-3.2-3B", "--method", "lora", "--rank", "1", "--json")
+    assert status == 0
+    assert json.loads(out)[0]["learned"] == 9_175_040 // 32
+    for wrong in (("--rank", "3"), ("--model", "GPT-5"), ("--model", "Llama-3.2-3B", "--method", "lora", "--rank", "0")):
+        status, _, err = run(capsys, "count", *wrong)
+        assert status == 2
+        assert "must be" in err or "needs" in err
