@@ -1,0 +1,49 @@
+"""Parts of a transformer as pure pairs: ``f(…) -> (y, cache)`` and ``f_backward(dy, cache)``, derived beside the code.
+
+Nothing is changed in place, and the array library is that of the arguments.
+"""
+
+from .activation import activation, activation_backward, erf, gated, gated_backward
+from .attention import attention, attention_backward, attention_mask
+from .block import BlockSpec, block, block_backward
+from .embedding import check_range, embedding, embedding_backward, patches, patches_backward
+from .linear import LinearGrads, linear, linear_backward
+from .loss import IGNORED, contrastive, contrastive_backward, cross_entropy, cross_entropy_backward
+from .norm import NormGrads, layer_norm, norm_backward, normalize, normalize_backward, rms_norm
+from .rotary import rotary, rotary_backward, rotary_tables
+
+__all__ = [
+    "IGNORED",
+    "BlockSpec",
+    "LinearGrads",
+    "NormGrads",
+    "activation",
+    "activation_backward",
+    "attention",
+    "attention_backward",
+    "attention_mask",
+    "block",
+    "block_backward",
+    "check_range",
+    "contrastive",
+    "contrastive_backward",
+    "cross_entropy",
+    "cross_entropy_backward",
+    "embedding",
+    "embedding_backward",
+    "erf",
+    "gated",
+    "gated_backward",
+    "layer_norm",
+    "linear",
+    "linear_backward",
+    "norm_backward",
+    "normalize",
+    "normalize_backward",
+    "patches",
+    "patches_backward",
+    "rms_norm",
+    "rotary",
+    "rotary_backward",
+    "rotary_tables",
+]

@@ -1,0 +1,53 @@
+"""A linear layer, with an adapter or without: y = x(W0 + ΔW)ᵀ + b."""
+
+from typing import Any, NamedTuple
+
+from .. import arrays
+from ..adapters.protocol import Adapter, check_layer, check_shape
+
+Array = Any
+
+
+class LinearCache(NamedTuple):
+    """What backward needs of forward; ``inner`` is the adapter's own cache."""
+
+    x: Array
+    weight: Array
+    has_bias: bool
+    adapter: Adapter | None
+    inner: Any
+
+
+class LinearGrads(NamedTuple):
+    """Gradients of a layer without adapter; None where not asked for, or where there is none."""
+
+    weight: Array | None
+    bias: Array | None
+
+
+def linear(
+    x: Array, weight: Array, bias: Array | None = None, adapter: Adapter | None = None
+) -> tuple[Array, LinearCache]:
+    """y (…, out) of x (…, in), weight (out, in) and bias (out,) or None; ``adapter`` adds its ΔW."""
+    inner = None
+    if adapter is not None:
+        y, inner = adapter.forward(x, weight, bias)
+    else:
+        xp = check_layer(tuple(weight.shape), weight, x, weight, bias, None)
+        rows = arrays.as_rows(xp, x) @ weight.T
+        if bias is not None:
+            rows += bias
+        y = xp.reshape(rows, (*x.shape[:-1], weight.shape[0]))
+    return y, LinearCache(x, weight, bias is not None, adapter, inner)
+
+
+def linear_backward(dy: Array, cache: LinearCache, *, weight_grad: bool = False) -> tuple[Array, Any]:
+    """∂L/∂x = dy W, and the adapter's gradients, or ``LinearGrads``: ∂L/∂b = Σ dy, ∂L/∂W = Σ dyᵀx if asked for."""
+    if cache.adapter is not None:
+        return cache.adapter.backward(dy, cache.inner, weight_grad=weight_grad)
+    xp = arrays.namespace(dy=dy, weight=cache.weight)
+    check_shape("dy", dy, (*cache.x.shape[:-1], cache.weight.shape[0]))
+    rows = arrays.as_rows(xp, dy)
+    d_weight = rows.T @ arrays.as_rows(xp, cache.x) if weight_grad else None
+    d_bias = xp.sum(rows, axis=0) if cache.has_bias else None
+    return xp.reshape(rows @ cache.weight, cache.x.shape), LinearGrads(d_weight, d_bias)

@@ -1,0 +1,102 @@
+"""Normalisations over the last axis: LayerNorm (arXiv 1607.06450), RMSNorm (arXiv 1910.07467), unit length.
+
+LayerNorm is RMSNorm of the centred input, and one pair of functions serves both. With c = x − mean(x), or c = x,
+
+    r = 1/√(mean(c²) + ε),   x̂ = c·r,   y = x̂∘w + b.
+
+Backward, g = dy∘w: from dr = −r³·mean(c∘dc) follows dx̂ = r·dc − x̂·mean(x̂∘r·dc), a symmetric map, so ∂L/∂c is
+r·(g − x̂·mean(x̂∘g)); centring, symmetric too, takes the mean away. x̂ has mean zero then, so only g's is left:
+
+    ∂L/∂x = r·(g − [mean(g)] − x̂·mean(x̂∘g)),   ∂L/∂w = Σ_rows dy∘x̂,   ∂L/∂b = Σ_rows dy.
+"""
+
+from typing import Any, NamedTuple
+
+from .. import arrays
+from ..adapters.protocol import check_shape
+
+Array = Any
+
+
+class NormCache(NamedTuple):
+    """What backward needs of forward: x̂ (T, k), r (T, 1), the weight, and which norm it was."""
+
+    normal: Array
+    inverse: Array
+    weight: Array
+    has_bias: bool
+    centred: bool
+
+
+class NormGrads(NamedTuple):
+    """Gradients of the weight and the bias (k,); None where not asked for, or where there is none."""
+
+    weight: Array | None
+    bias: Array | None
+
+
+def layer_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> tuple[Array, NormCache]:
+    """y (…, k) of x (…, k), weight (k,) and bias (k,) or None; the variance is the population's."""
+    return _norm(x, weight, bias, eps, True)
+
+
+def rms_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> tuple[Array, NormCache]:
+    """The same without centring; Llama's has no bias."""
+    return _norm(x, weight, bias, eps, False)
+
+
+def _norm(x: Array, weight: Array, bias: Array | None, eps: float, centred: bool) -> tuple[Array, NormCache]:
+    xp = arrays.namespace(x=x, weight=weight, bias=bias)
+    k = x.shape[-1]
+    check_shape("weight", weight, (k,))
+    if bias is not None:
+        check_shape("bias", bias, (k,))
+
+    def rows(x: Array) -> tuple[Array, ...]:
+        c = x - xp.sum(x, axis=-1, keepdims=True) / k if centred else x
+        inverse = 1 / xp.sqrt(xp.sum(c * c, axis=-1, keepdims=True) / k + eps)
+        normal = c * inverse
+        y = normal * weight
+        return (y if bias is None else y + bias), normal, inverse
+
+    y, normal, inverse = arrays.by_rows(xp, rows, arrays.as_rows(xp, x))
+    return xp.reshape(y, x.shape), NormCache(normal, inverse, weight, bias is not None, centred)
+
+
+def norm_backward(dy: Array, cache: NormCache, *, weight_grad: bool = False) -> tuple[Array, NormGrads]:
+    """∂L/∂x (…, k) of ∂L/∂y, for either norm; the gradients of weight and bias if ``weight_grad``."""
+    xp = arrays.namespace(dy=dy, x=cache.normal)
+    k = dy.shape[-1]
+
+    def rows(dy: Array, normal: Array, inverse: Array) -> tuple[Array, ...]:
+        g = dy * cache.weight
+        g_mean = xp.sum(g, axis=-1, keepdims=True) / k
+        along = xp.sum(normal * g, axis=-1, keepdims=True) / k
+        if cache.centred:
+            g -= g_mean
+        g -= normal * along
+        g *= inverse
+        return (g,)
+
+    dy_rows = arrays.as_rows(xp, dy)
+    check_shape("dy", dy_rows, tuple(cache.normal.shape))
+    (dx,) = arrays.by_rows(xp, rows, dy_rows, cache.normal, cache.inverse)
+    d_weight = xp.sum(dy_rows * cache.normal, axis=0) if weight_grad else None
+    d_bias = xp.sum(dy_rows, axis=0) if weight_grad and cache.has_bias else None
+    return xp.reshape(dx, dy.shape), NormGrads(d_weight, d_bias)
+
+
+def normalize(x: Array) -> tuple[Array, Any]:
+    """y = x/|x| over the last axis, |x| = √Σx²; zero where x is."""
+    xp = arrays.namespace(x=x)
+    length = xp.sqrt(xp.sum(x * x, axis=-1, keepdims=True))
+    length = xp.where(length == 0, 1.0, length)
+    y = x / length
+    return y, (y, length)
+
+
+def normalize_backward(dy: Array, cache: Any) -> Array:
+    """∂L/∂x = (dy − y·⟨y, dy⟩)/|x|: the part of dy along y cannot change a unit vector."""
+    y, length = cache
+    xp = arrays.namespace(dy=dy, y=y)
+    return (dy - y * xp.sum(y * dy, axis=-1, keepdims=True)) / length
