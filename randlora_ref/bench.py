@@ -1,0 +1,171 @@
+"""The layer beside PEFT's, measured alternately in one run: medians, ratios, and how they scale.
+
+Times are wall-clock seconds of this machine with whatever else it does; the ratios are what carries over.
+"""
+
+import statistics
+import time
+import tracemalloc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .adapters.randlora import RandLoRA
+from .bases import draw_bases
+
+Array = Any
+ROWS = ((2048, 0.5), (128, 0.6), (1, 0.1))  # rows of a 768×768 layer, and the part of PEFT's time that is aimed at
+BASES_TARGET, MEMORY_TARGET = 2.0, 3.0
+REST, CALLS = 0.25, 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement: medians in seconds, PEFT's None where not measured; ``figure`` is what ``target`` limits."""
+
+    name: str
+    seconds: float
+    peft_seconds: float | None
+    figure: float | None = None
+    target: float | None = None
+
+    def line(self) -> str:
+        """The row as text."""
+        text = f"{self.name:<44} {1e3 * self.seconds:10.3f} ms"
+        if self.peft_seconds is not None:
+            text += f"   PEFT {1e3 * self.peft_seconds:10.3f} ms"
+        if self.figure is not None:
+            text += f"   ratio {self.figure:.3f}"
+        if self.figure is not None and self.target is not None:
+            text += f", aim <= {self.target:g}: {'met' if self.figure <= self.target else 'MISSED'}"
+        return text
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """All rows of a run."""
+
+    rows: tuple[Row, ...]
+    versions: dict[str, str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every target that was measured is met."""
+        return all(row.figure is None or row.target is None or row.figure <= row.target for row in self.rows)
+
+    def lines(self) -> list[str]:
+        """The report in lines."""
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        return [versions, *(row.line() for row in self.rows)]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {"versions": self.versions, "passed": self.passed, "rows": [vars(row) for row in self.rows]}
+
+
+def alternately(runs: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
+    """The median seconds of each of ``runs``, in turns: each turn rests, warms up and then times ``CALLS`` calls.
+
+    The rest lets the threads of the library before go to sleep; they spin for a while and would hold the cores.
+    """
+    times: list[list[float]] = [[] for _ in runs]
+    for _ in range(repeats):
+        for run, seen in zip(runs, times, strict=True):
+            time.sleep(REST)
+            run()
+            for _ in range(CALLS):
+                begin = time.perf_counter()
+                run()
+                seen.append(time.perf_counter() - begin)
+    return [statistics.median(seen) for seen in times]
+
+
+def layer_run(shape: tuple[int, int], rank: int, rows: int) -> Callable[[], Any]:
+    """One forward and backward of the layer on ``rows`` random rows, float32; W0 + ΔW kept, as PEFT keeps its own."""
+    rng = np.random.default_rng(0)
+    layer = RandLoRA.start(*shape, rank=rank, dialect="peft")
+    layer = layer.replace(lambda_=rng.standard_normal(layer.lambda_.shape).astype(np.float32))
+    sizes = (rows, shape[1]), shape, (rows, shape[0])
+    x, weight, dy = (rng.standard_normal(size).astype(np.float32) for size in sizes)
+
+    def run() -> Any:
+        y, cache = layer.forward(x, weight, keep_merged=True)
+        return y, layer.backward(dy, cache)
+
+    return run
+
+
+def peft_run(shape: tuple[int, int], rank: int, rows: int) -> Callable[[], Any]:
+    """The same of PEFT's layer."""
+    import torch
+
+    from .interop.peft import peft_layer
+
+    model = peft_layer(shape, rank, bias=False)
+    torch.nn.init.normal_(model.base_model.model.lin0.randlora_lambda["default"])
+    layer, x = model.base_model.model.lin0, torch.randn(rows, shape[1], requires_grad=True)
+    dy = torch.randn(rows, shape[0])
+
+    def run() -> Any:
+        x.grad = None
+        model.zero_grad()
+        layer(x).backward(dy)
+
+    return run
+
+
+def _bases_rows(size: int, rank: int) -> list[Row]:
+    """Time and memory of drawing PEFT's bases for one size×size layer."""
+    from .interop.peft import peft_bases
+
+    shapes = [(size, size)]
+
+    def draw() -> Any:
+        return draw_bases("peft", shapes=shapes, rank=rank)
+
+    ours, peft = alternately((draw, lambda: peft_bases(0, shapes, rank)), 1)
+    tracemalloc.start()
+    try:
+        bases = draw()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    name = f"PEFT's bases, {size}×{size} r={rank}"
+    return [
+        Row(f"{name}, drawn", ours, peft, ours / peft, BASES_TARGET),
+        Row(f"{name}, peak memory over result", ours, None, peak / (bases.A.nbytes + bases.B.nbytes), MEMORY_TARGET),
+    ]
+
+
+def run_bench(*, quick: bool = False, repeats: int = 5, progress: Callable[[str], None] | None = None) -> BenchReport:
+    """The layer against PEFT at the sizes of the targets, the bases, and the layer's scaling in T, d and n.
+
+    ``quick`` measures small sizes only, without targets. ``progress`` is called with each line as it comes.
+    Needs the ``crosscheck`` extra; ImportError without it.
+    """
+    import peft
+    import torch
+
+    rows: list[Row] = []
+
+    def add(row: Row) -> None:
+        rows.append(row)
+        if progress is not None:
+            progress(row.line())
+
+    size, rank = (96, 8) if quick else (768, 32)
+    for count, target in ROWS:
+        count = min(count, 128) if quick else count
+        ours, theirs = alternately((layer_run((size, size), rank, count), peft_run((size, size), rank, count)), repeats)
+        add(Row(f"layer {size}×{size} r={rank}, {count} rows", ours, theirs, ours / theirs, None if quick else target))
+    for row in _bases_rows(256 if quick else 4096, rank):
+        add(row)
+    scaling = [(f"T = {T}", (size, size), rank, T) for T in (64, 256, 1024)]
+    scaling += [(f"d = {d}", (size, d), rank, 256) for d in (size // 4, size // 2, size)]
+    scaling += [(f"n = {size // r}", (size, size), r, 256) for r in (2 * rank, rank, rank // 2)]
+    for name, shape, r, T in scaling:
+        add(Row(f"scaling, {name}", alternately([layer_run(shape, r, T)], 2)[0], None))
+    versions = {"numpy": np.__version__, "torch": torch.__version__, "peft": peft.__version__}
+    return BenchReport(tuple(rows), versions)

@@ -1,0 +1,106 @@
+"""Is a result right? Exactly so where exactness is possible, else within a limit derived from the data.
+
+    |actual − expected| <= 16·max(1, √(m/256))·u·G     for every entry
+
+G is the same formula on absolute values (the gauge), m the longest contraction, u the unit roundoff of the declared
+precision: Reference BLAS's rule, widened because naive sums of many equal signs exceed 16 from m ≈ 1000.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from .. import arrays
+from .cases import Case, expected, layer_outputs
+from .oracle import hexadecimal
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """One wrong tensor: how, how many of its entries, and the worst of them with its ratio over the limit."""
+
+    tensor: str
+    problem: Literal["not numbers", "shape", "non-finite", "value"]
+    text: str
+    count: int = 0
+    size: int = 0
+    index: tuple[int, ...] = ()
+    expected: float = math.nan
+    actual: float = math.nan
+    ratio: float = math.inf
+
+    def line(self) -> str:
+        """The mismatch in one line."""
+        if self.problem in ("not numbers", "shape"):
+            return f"{self.tensor}: {self.text}"
+        return (
+            f"{self.tensor}: {self.count} of {self.size} entries {self.text}; worst at {list(self.index)}: "
+            f"expected {self.expected!r} ({hexadecimal(self.expected)}), "
+            f"got {self.actual!r} ({hexadecimal(self.actual)}), "
+            + ("no tolerance" if self.ratio == math.inf else f"{self.ratio:.3g} times the limit")
+        )
+
+
+def gauges(case: Case) -> dict[str, Array]:
+    """G of each result of a layer case: ``spec`` on absolute values."""
+    absolute = case.with_arrays(lambda x: None if x is None else np.abs(np.asarray(x, dtype=np.float64)))
+    object.__setattr__(absolute, "scaling", abs(case.scaling))
+    return layer_outputs(absolute)
+
+
+def limits(case: Case, dtype: str | None = None) -> dict[str, Array]:
+    """The largest error allowed in each entry of each result; zero wherever a result can be exact."""
+    dtype = dtype or case.dtype
+    if case.kind == "start":  # constants, rounded once to float32 or better
+        return {name: 2 * arrays.unit_roundoff("float32") * np.abs(value) for name, value in expected(case).items()}
+    if case.kind != "layer" or (case.tier == "exact" and dtype in case.exact_in):
+        return dict.fromkeys(case.wanted, 0.0)
+    rows = case.x.size // max(1, case.x.shape[-1])
+    m = max(case.lambda_.size, *case.weight.shape, rows)
+    factor = 16 * max(1.0, math.sqrt(m / 256)) * arrays.unit_roundoff(dtype)
+    return {name: factor * gauge for name, gauge in gauges(case).items()}
+
+
+def as_numbers(value: Any) -> Array | None:
+    """A result as a float64 array; None for what is not real numbers: text, objects, ragged lists, complex values."""
+    try:
+        own = hasattr(value, "shape") and not hasattr(value, "__array__")  # a library that NumPy cannot read
+        array = arrays.to_numpy(value) if own else np.asarray(value)
+    except (TypeError, ValueError, RecursionError, AttributeError):
+        return None
+    return array.astype(np.float64) if array.dtype.kind in "fiu" else None
+
+
+def compare(tensor: str, actual: Any, right: Array, limit: Array | float) -> Mismatch | None:
+    """None if ``actual`` is ``right`` within ``limit`` (0: equal), entry by entry, else what is wrong with it."""
+    value = as_numbers(actual)
+    if value is None:
+        text = f"{type(actual).__name__} {str(actual)[:160]!r}; it must be an array of numbers"
+        return Mismatch(tensor, "not numbers", text)
+    right = np.asarray(right, dtype=np.float64)
+    if value.shape != right.shape:
+        return Mismatch(tensor, "shape", f"shape {value.shape}; it must be {right.shape}")
+    with np.errstate(all="ignore"):
+        error = np.where(np.isfinite(value), np.abs(value - right), np.inf)
+        ok = np.isfinite(value) & (error <= limit)
+        if ok.all():
+            return None
+        ratio = np.where(ok, 0.0, error / limit)
+        worst = np.where(ok, -1.0, error) if np.isinf(ratio).any() else ratio
+    index = tuple(int(i) for i in np.unravel_index(int(np.argmax(worst)), value.shape))
+    finite = bool(np.isfinite(value).all())
+    return Mismatch(
+        tensor,
+        "value" if finite else "non-finite",
+        "differ" if finite else "differ, NaN or infinity among them",
+        int(np.count_nonzero(~ok)),
+        value.size,
+        index,
+        float(right[index]),
+        float(value[index]),
+        float(ratio[index]),
+    )

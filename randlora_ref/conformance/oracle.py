@@ -1,0 +1,176 @@
+"""Bases and ranks the slow way: integers and fractions of plain Python, one entry at a time.
+
+The yardstick of the "bases" and "rank" cases, written apart from ``prng``, ``bases`` and ``rank``. ``faults`` are the
+slips that ``diagnose`` recognises; without them these are the bases of design and of PEFT 0.21.2.
+"""
+
+import math
+import struct
+from collections.abc import Collection, Iterator, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from .. import spec
+
+Array = Any
+MASK = 0xFFFFFFFF
+
+
+def philox_word(seed: int, stream: int, e: int) -> int:
+    """Word e of a stream: Philox4x32-10 (Salmon et al., SC 2011) at counter (e//4, stream), one block."""
+    c = [(e // 4) & MASK, e // 4 >> 32, stream, 0]
+    key = [seed & MASK, seed >> 32]
+    for _ in range(10):
+        low, high = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [high >> 32 ^ c[1] ^ key[0], high & MASK, low >> 32 ^ c[3] ^ key[1], low & MASK]
+        key = [(key[0] + 0x9E3779B9) & MASK, (key[1] + 0xBB67AE85) & MASK]
+    return c[e % 4]
+
+
+def mt19937(seed: int) -> Iterator[int]:
+    """The words of MT19937 (Matsumoto and Nishimura, 1998) under ``init_genrand``, without end."""
+    state = [seed & MASK]
+    for i in range(1, 624):
+        state.append(1812433253 * (state[-1] ^ state[-1] >> 30) + i & MASK)
+    while True:
+        for i in range(624):
+            y = state[i] & 0x80000000 | state[(i + 1) % 624] & 0x7FFFFFFF
+            state[i] = state[(i + 397) % 624] ^ y >> 1 ^ (0x9908B0DF if y & 1 else 0)
+        for y in state:
+            y ^= y >> 11
+            y ^= y << 7 & 0x9D2C5680
+            y ^= y << 15 & 0xEFC60000
+            yield y ^ y >> 18
+
+
+def round_to(value: Fraction | float, dtype: str) -> float:
+    """The nearest number of a dtype, ties to even, from an exact value: no rounding on the way."""
+    if not value:
+        return 0.0
+    digits = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}[dtype]
+    exact = Fraction(value)
+    exponent = math.frexp(float(exact))[1] - digits
+    if dtype == "float16":
+        exponent = max(exponent, -24)
+    return float(math.ldexp(round(exact / Fraction(2) ** exponent), exponent))
+
+
+def bases(
+    seed: int, shapes: Sequence[tuple[int, int]], rank: int, kind: Any, dialect: str, faults: Collection[str] = ()
+) -> tuple[Array, Array]:
+    """A (r, d_max) and B (n_max, D_max, r) in float64 that holds float32 values, or PEFT's."""
+    if dialect == "peft" and "sides apart" not in faults:
+        D, d = spec.sides((max(out for out, _ in shapes), max(in_ for _, in_ in shapes)))
+    else:
+        D, d = max(max(shape) for shape in shapes), max(min(shape) for shape in shapes)
+    n = max(spec.number_of_terms(shape, rank) for shape in [(D, d), *shapes])
+    return (_peft if dialect == "peft" else _native)(seed, n, D, d, rank, kind, faults)
+
+
+def _native(seed: int, n: int, D: int, d: int, r: int, kind: Any, faults: Collection[str]) -> tuple[Array, Array]:
+    """Stream 0 is A, entry (k, i) at word i·r + k; stream j is B_j, entry (o, k) at o·r + k."""
+    root3 = round_to(math.sqrt(3), "float32")
+    s_squared = {"sparse": Fraction(36), "very_sparse": Fraction(max(D, 4))}.get(kind) or (
+        Fraction(1) if kind == "dense" else Fraction(kind) ** 2
+    )
+    threshold = math.isqrt(2**64 * s_squared.denominator // s_squared.numerator)
+    size = round_to(math.sqrt(math.sqrt(s_squared) / 2), "float32")
+
+    def entry(stream: int, e: int) -> float:
+        w = philox_word(seed, stream, e)
+        if kind != "dense":
+            return size * ((w >= 2**32 - threshold) - (w < threshold))
+        u = Fraction(2 * (w >> 8) + 1 - 2**24, 2**24)
+        if "not centred" in faults:
+            u = Fraction(w >> 8, 2**24)
+        return round_to(u * (1 if "no variance" in faults else Fraction(root3)), "float32")
+
+    first = 0 if "streams from 0" in faults else 1
+    if "A row by row" in faults:
+        A = [[entry(0, k * d + i) for i in range(d)] for k in range(r)]
+    else:
+        A = [[entry(0, i * r + k) for i in range(d)] for k in range(r)]
+    B = [[[entry(j + first, o * r + k) for k in range(r)] for o in range(D)] for j in range(n)]
+    return np.array(A), np.array(B)
+
+
+def _peft(seed: int, n: int, D: int, d: int, r: int, kind: Any, faults: Collection[str]) -> tuple[Array, Array]:
+    """PEFT 0.21.2's draws: see ``randlora_ref.bases``."""
+    words = mt19937(seed)
+    uniform = [Fraction(next(words) & 0xFFFFFF, 2**24) for _ in range(r * d + D * n * r)]
+    half = "float16" if "float16" in faults else "float32" if "float32" in faults else "bfloat16"
+    if kind == "dense":
+        a, b = uniform[: r * d], uniform[r * d :]
+        if "B first" in faults:
+            b, a = uniform[: D * n * r], uniform[D * n * r :]
+        A = np.array(_kaiming(a, d, half, faults)).reshape(r, d)
+        flat = np.array(_kaiming(b, r, half, faults))
+        B = flat.reshape(D, n, r).transpose(1, 0, 2) if "B at once" in faults else flat.reshape(n, D, r)
+    else:
+        half, p = "float32", {"sparse": 1 / 6, "very_sparse": 1 / (2 * math.sqrt(d))}[kind]
+        if kind == "very_sparse" and "s = sqrt(D)" in faults:
+            p = 1 / math.sqrt(D)
+        low, high = round_to(p, half), round_to(1 - p, half)
+        ternary = np.array([float(u > high) - float(u < low) for u in uniform])
+        A, B = ternary[: r * d].reshape(r, d), ternary[r * d :].reshape(D, n, r).transpose(1, 0, 2)
+    return _over_deviation(A, B, half, faults)
+
+
+def _kaiming(uniform: Sequence[Fraction], fan_in: int, half: str, faults: Collection[str]) -> list[float]:
+    """Uniform on ±√(1/fan_in) in ``half``; what rounds up to the excluded bound becomes the lower one."""
+    bound = round_to(math.sqrt(3.0) * (math.sqrt(2.0 / 6.0) / math.sqrt(fan_in)), "float32")
+    if "not centred" in faults:
+        return [round_to(u, half) for u in uniform]
+    top = round_to(bound, half)
+    values = [round_to(round_to(u * 2 * Fraction(bound) - Fraction(bound), "float32"), half) for u in uniform]
+    return [-top if value == top and half != "float32" else value for value in values]
+
+
+def _over_deviation(A: Array, B: Array, half: str, faults: Collection[str]) -> tuple[Array, Array]:
+    """Each tensor over its own sample deviation (ddof 1), deviation and quotient rounded to ``half``."""
+    ddof = 0 if "population deviation" in faults else 1
+
+    def over(x: Array, deviation: float) -> Array:
+        if "no normalisation" in faults:
+            return x
+        s = Fraction(round_to(deviation, half))
+        return np.array([round_to(Fraction(v) / s, half) for v in x.ravel().tolist()]).reshape(x.shape)
+
+    if "B by A" in faults:
+        return over(A, A.std(ddof=ddof)), over(B, A.std(ddof=ddof))
+    if "per term" in faults:
+        return over(A, A.std(ddof=ddof)), np.stack([over(term, term.std(ddof=ddof)) for term in B])
+    return over(A, A.std(ddof=ddof)), over(B, B.std(ddof=ddof))
+
+
+def fractions(x: Array) -> Array:
+    """An object array of the exact values of ``x``."""
+    result = np.empty(np.shape(x), dtype=object)
+    for index, value in np.ndenumerate(x):
+        result[index] = Fraction(float(value))
+    return result
+
+
+def exact_rank(case: Any) -> int:
+    """The rank of ΔW of a case's factors, by elimination over the rationals."""
+    A, B, lambda_, gamma = (fractions(x) for x in (case.A, case.B, case.lambda_, case.gamma))
+    delta = spec.delta_weight(A, B, lambda_, gamma, case.shape, Fraction(case.scaling), case.pairing)
+    rows = [list(row) for row in delta]
+    rank = 0
+    for column in range(case.shape[1]):
+        pivot = next((i for i in range(rank, len(rows)) if rows[i][column]), None)
+        if pivot is None:
+            continue
+        rows[rank], rows[pivot] = rows[pivot], rows[rank]
+        for i in range(rank + 1, len(rows)):
+            factor = rows[i][column] / rows[rank][column]
+            rows[i] = [a - factor * b for a, b in zip(rows[i], rows[rank], strict=True)]
+        rank += 1
+    return rank
+
+
+def hexadecimal(value: float) -> str:
+    """The bytes of a float64, most significant first: "3ff0000000000000" is 1."""
+    return struct.pack(">d", value).hex()
