@@ -201,6 +201,14 @@ def test_unlucky_primes_are_corrected(count: int) -> None:
     assert proven(certificate, 70)
     assert set(luckless) <= set(certificate.primes)
     assert certificate.details["below"]["prime"] not in luckless
+    assert certificate.details["above"]["value"] == 70
+
+
+def test_a_part_that_is_dependent_modulo_one_prime_only_gives_no_bound() -> None:
+    A, B, lambda_, gamma = (np.rint(a) for a in dense(80, 72, 36, 2, "float64"))
+    lambda_[:], gamma[0], B = 1, 1, B + 3 * np.eye(80)[:, :72].reshape(80, 2, 36).transpose(1, 0, 2)
+    gamma[1] = 1 + float(shuffled_primes(0)[0]) * np.arange(1, 73)  # equal to gamma[0] modulo the first prime
+    assert proven(certify_rank(randlora_factors(A, B, lambda_, gamma)), 72)
 
 
 def test_the_lower_bound_can_be_checked_again_by_hand(as_fractions: Callable[[Any], list[list[Fraction]]]) -> None:

@@ -149,7 +149,7 @@ def test_elimination_finds_the_rank_and_a_minor_that_shows_it(data: st.DataObjec
 @pytest.mark.parametrize(("m", "c"), [(1, 1), (700, 600), (600, 700), (513, 512), (40, 1100)])
 def test_elimination_across_panels(m: int, c: int) -> None:
     rng = np.random.default_rng(m + c)
-    k = min(m, c) * 2 // 3
+    k = max(1, min(m, c) * 9 // 10)
     left, right = rng.integers(0, 3, (m, k)), rng.integers(0, 3, (k, c))
     left[:, :k][:k] += 5 * np.eye(k, dtype=int)  # full rank k: certified below by the dominant diagonal of one block
     left[:k] = np.triu(left[:k])
@@ -174,6 +174,8 @@ def test_folding_rows_can_only_lower_the_rank() -> None:
     rng = np.random.default_rng(5)
     tall = rng.integers(-3, 4, (50, 8)).astype(float)
     assert exact.rank_modulo(((tall,),), P, fold_seed=1).rank == 8
+    signed = np.vstack((np.eye(8), -np.eye(8)))  # plain sums of its rows would vanish
+    assert exact.rank_modulo(((signed,),), P, fold_seed=1).rank == 8
     sparse = np.zeros((16, 8))
     sparse[0, 0] = sparse[8, 1] = 1  # both fold onto one row
     assert exact.rank_modulo(((sparse,),), P, fold_seed=1).rank == 1
@@ -202,6 +204,11 @@ def test_no_minor_exceeds_its_bound(data: st.DataObject) -> None:
         for columns in itertools.combinations(range(5), size):
             minor = determinant([[int(product[i][j]) for j in columns] for i in rows])
             assert minor == 0 or math.log2(abs(minor)) <= bound
+
+
+def test_the_bound_is_tight_where_terms_differ_in_size() -> None:
+    terms = ((np.full((1, 1), 2.0**-300),), (np.ones((1, 1)),))  # 2^-300·(2^300 + 1)
+    assert exact.minor_bits(terms, 1) == pytest.approx(300, abs=0.01)
 
 
 @pytest.mark.crosscheck

@@ -84,6 +84,9 @@ def test_a_channel_blocked_on_either_side_does_not_count() -> None:
     assert values(((left, middle, right),))["channels"] == 1
     nested = ((left, middle), (np.zeros((5, 4)),))
     assert values(((nested, right),))["channels"] == 1
+    nested = ((np.eye(3), np.eye(3)),)
+    assert values(((np.array([1.0, 0, 1]), nested),))["channels"] == 2
+    assert values(((nested, np.array([1.0, 0, 0])),))["rows"] == 1
 
 
 def test_counting_does_not_decide_this_one() -> None:
