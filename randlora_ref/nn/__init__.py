@@ -4,7 +4,7 @@ Nothing is changed in place, and the array library is that of the arguments.
 """
 
 from .activation import activation, activation_backward, erf, gated, gated_backward
-from .attention import attention, attention_backward, attention_mask
+from .attention import additive_mask, attention, attention_backward
 from .block import BlockSpec, block, block_backward
 from .embedding import check_range, embedding, embedding_backward, patches, patches_backward
 from .linear import LinearGrads, linear, linear_backward
@@ -19,9 +19,9 @@ __all__ = [
     "NormGrads",
     "activation",
     "activation_backward",
+    "additive_mask",
     "attention",
     "attention_backward",
-    "attention_mask",
     "block",
     "block_backward",
     "check_range",

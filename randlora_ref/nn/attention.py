@@ -2,10 +2,10 @@
 
     S = q kᵀ/√h + M,   P = softmax(S) by rows,   o = P v,      M: 0 where seen, −∞ where not.
 
-Backward: dv = Pᵀ do and dP = do vᵀ. A row of softmax has ∂P_i/∂S_j = P_i(δ_ij − P_j), so dS = P∘(dP − ⟨P, dP⟩), and
-⟨P, dP⟩ = Σ_j P_j ⟨do, v_j⟩ = ⟨do, o⟩ needs no row of S's length. Then dq = dS k/√h, dk = dSᵀ q/√h. Query heads that
-share a key head are one more axis, over which dk and dv are summed. A row that sees nothing has P = 0: o and every
-gradient through it are zero.
+Backward: dv = Pᵀ do and dP = do vᵀ. A row of softmax has ∂P_i/∂S_j = P_i(δ_ij − P_j), so dS = P∘dP − P·⟨P, dP⟩, in
+this order exactly zero where P is one or zero. (⟨P, dP⟩ = ⟨do, o⟩ is shorter, but leaves a rounding there.) Then
+dq = dS k/√h, dk = dSᵀ q/√h. Query heads that share a key head are one more axis, over which dk and dv are summed. A
+row that sees nothing has P = 0: o and every gradient through it are zero.
 """
 
 import math
@@ -24,10 +24,9 @@ class AttentionCache(NamedTuple):
     k: Array
     v: Array
     probabilities: Array
-    out: Array
 
 
-def attention_mask(like: Array, size: int, *, causal: bool = False, mask: Array | None = None) -> Array | None:
+def additive_mask(like: Array, size: int, *, causal: bool = False, mask: Array | None = None) -> Array | None:
     """M for ``size`` queries and as many keys, (B or 1, 1, 1, T or 1, T), real of the precision of ``like``; or None.
 
     ``mask`` (B, T), boolean or integer: zero at padding. ``causal``: query t sees keys 0 … t.
@@ -52,7 +51,7 @@ def attention_mask(like: Array, size: int, *, causal: bool = False, mask: Array 
 def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> tuple[Array, AttentionCache]:
     """o (B, H, T, h) of queries q (B, H, T, h), keys and values k, v (B, K, T, h); H is a multiple of K.
 
-    ``mask`` is what ``attention_mask`` makes. Query head i meets key head i div (H/K).
+    ``mask`` is what ``additive_mask`` makes. Query head i meets key head i div (H/K).
     """
     xp = arrays.namespace(q=q, k=k, v=v, mask=mask)
     if q.ndim != 4 or k.ndim != 4 or k.shape[1] == 0 or q.shape[1] % k.shape[1]:
@@ -68,7 +67,7 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> tuple[
     k, v = k[:, :, None, :, :], v[:, :, None, :, :]
     probabilities = softmax(xp, q @ arrays.swap_last(k), mask)
     out = probabilities @ v
-    return xp.reshape(out, (batch, heads, size, width)), AttentionCache(q, k, v, probabilities, out)
+    return xp.reshape(out, (batch, heads, size, width)), AttentionCache(q, k, v, probabilities)
 
 
 def softmax(xp: Any, scores: Array, mask: Array | None) -> Array:
@@ -85,16 +84,16 @@ def softmax(xp: Any, scores: Array, mask: Array | None) -> Array:
 
 def attention_backward(do: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
     """(∂L/∂q, ∂L/∂k, ∂L/∂v), of the shapes of q, k and v, of ∂L/∂o (B, H, T, h)."""
-    q, k, v, probabilities, out = cache
+    q, k, v, probabilities = cache
     xp = arrays.namespace(do=do, q=q)
-    shape = (out.shape[0], out.shape[1] * out.shape[2], *out.shape[3:])
+    shape = (q.shape[0], q.shape[1] * q.shape[2], *q.shape[3:])
     check_shape("do", do, shape)
-    do = xp.reshape(do, out.shape)
+    do = xp.reshape(do, q.shape)
     dv = xp.sum(arrays.swap_last(probabilities) @ do, axis=2)
     dS = do @ arrays.swap_last(v)
-    dS -= xp.sum(do * out, axis=-1, keepdims=True)
     dS *= probabilities
+    dS -= probabilities * xp.sum(dS, axis=-1, keepdims=True)
     dk = xp.sum(arrays.swap_last(dS) @ q, axis=2)
     dq = dS @ k
-    dq *= 1 / math.sqrt(out.shape[-1])
+    dq *= 1 / math.sqrt(q.shape[-1])
     return xp.reshape(dq, shape), dk, dv

@@ -66,7 +66,7 @@ def block(
 ) -> tuple[Array, Any]:
     """y (B, T, k) of x (B, T, k). ``parameters``: (weight, bias or None) by role; ``adapters``: by role, any subset.
 
-    ``mask`` is ``attention_mask``'s, ``tables`` are ``rotary_tables``' (None: no rotation).
+    ``mask`` is ``additive_mask``'s, ``tables`` are ``rotary_tables``' (None: no rotation).
     """
     caches: dict[str, Any] = {}
 

@@ -8,34 +8,36 @@ from ..adapters.protocol import check_shape
 Array = Any
 
 
-def check_range(ignored: int | None = None, **named: tuple[Array | None, int]) -> None:
-    """An IndexError naming the integers not in [0, limit), each given as (array, limit); ``ignored`` is let through.
+def check_range(**named: tuple[Array | None, int, int | None]) -> None:
+    """An IndexError naming the integers not in [0, limit), each given as (array, limit, a value let through or None).
 
     A TypeError if they are not integers. Reads one boolean of the device for all of them, if all is well.
     """
-    given = {name: (x, limit) for name, (x, limit) in named.items() if x is not None}
     bad = {}
-    for name, (x, limit) in given.items():
+    for name, (x, limit, spared) in named.items():
+        if x is None:
+            continue
         if arrays.dtype_name(x)[:3] not in ("int", "uin"):
             raise TypeError(f"{name}: dtype {arrays.dtype_name(x)}; it must be an integer type")
         wrong = (x < 0) | (x >= limit)
-        bad[name] = wrong if ignored is None else wrong & (x != ignored)
+        bad[name] = wrong if spared is None else wrong & (x != spared)
     if not bad:
         return
     xp = arrays.namespace(**bad)
     if bool(xp.any(xp.stack([xp.any(wrong) for wrong in bad.values()]))):
         name = next(name for name, wrong in bad.items() if bool(xp.any(wrong)))
-        x, limit = given[name]
+        x, limit, spared = named[name]
         value = int(arrays.to_numpy(x)[arrays.to_numpy(bad[name])][0])
-        also = "" if ignored is None else f" or {ignored}"
-        raise IndexError(f"{name}: holds {value}; it must be in 0 … {limit - 1}{also}")
+        raise IndexError(
+            f"{name}: holds {value}; it must be in 0 … {limit - 1}" + f" or {spared}" * (spared is not None)
+        )
 
 
 def embedding(ids: Array, table: Array, *, checked: bool = False) -> tuple[Array, Any]:
     """y (…, k): row ids (…) of ``table`` (V, k). IndexError if out of range, unless the caller has ``checked``."""
     xp = arrays.namespace(ids=ids, table=table)
     if not checked:
-        check_range(ids=(ids, table.shape[0]))
+        check_range(ids=(ids, table.shape[0], None))
     y = xp.take(table, xp.reshape(ids, (-1,)), axis=0)
     return xp.reshape(y, (*ids.shape, table.shape[1])), (ids, table.shape[0])
 

@@ -35,9 +35,7 @@ def linear(
     else:
         xp = check_layer(tuple(weight.shape), weight, x, weight, bias, None)
         rows = arrays.as_rows(xp, x) @ weight.T
-        if bias is not None:
-            rows += bias
-        y = xp.reshape(rows, (*x.shape[:-1], weight.shape[0]))
+        y = xp.reshape(rows if bias is None else rows + bias, (*x.shape[:-1], weight.shape[0]))
     return y, LinearCache(x, weight, bias is not None, adapter, inner)
 
 

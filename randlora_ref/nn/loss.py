@@ -37,7 +37,7 @@ def cross_entropy(
     count, size = logits.shape
     check_shape("labels", labels, (count,))
     if not checked:
-        check_range(ignored, labels=(labels, size))
+        check_range(labels=(labels, size, ignored))
     device = arrays.on(arrays.device_of(logits))
 
     def rows(z: Array) -> tuple[Array, ...]:

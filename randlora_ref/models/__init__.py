@@ -1,0 +1,22 @@
+"""GPT-2, Llama, ViT and CLIP with adapters: Hugging Face's weights in, every gradient out, no framework."""
+
+from .clip import CLIP, CLIPConfig
+from .core import Gradients, Model, Module, adapt
+from .gpt2 import GPT2, GPT2Config
+from .llama import Llama, LlamaConfig
+from .vit import ViT, ViTConfig
+
+__all__ = [
+    "CLIP",
+    "GPT2",
+    "CLIPConfig",
+    "GPT2Config",
+    "Gradients",
+    "Llama",
+    "LlamaConfig",
+    "Model",
+    "Module",
+    "ViT",
+    "ViTConfig",
+    "adapt",
+]

@@ -1,0 +1,217 @@
+"""CLIP (arXiv 2103.00020): a causal text tower and an image tower, joined by a projection and a learned temperature.
+
+Saved names are module names, "pre_layrnorm" included.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, Self
+
+from .. import arrays
+from ..nn import BlockSpec, additive_mask, check_range, contrastive, contrastive_backward, normalize, normalize_backward
+from .core import Config, Gradients, Model, Module, Stack, bare, check_config, module
+
+Array = Any
+ROLES = {
+    "norm1": "layer_norm1",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.out_proj",
+    "norm2": "layer_norm2",
+    "up": "mlp.fc1",
+    "down": "mlp.fc2",
+}
+WORDS, TEXT_PLACES, TEXT_NORM = (
+    f"text_model.{name}" for name in ("embeddings.token_embedding", "embeddings.position_embedding", "final_layer_norm")
+)
+PATCH, TOKEN, PLACES = (
+    f"vision_model.embeddings.{name}" for name in ("patch_embedding", "class_embedding", "position_embedding")
+)
+PRE_NORM, POST_NORM = "vision_model.pre_layrnorm", "vision_model.post_layernorm"
+
+
+@dataclass(frozen=True)
+class Tower(Config):
+    """The keys that both towers' configurations share."""
+
+    MODEL_TYPE: ClassVar[str] = ""
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        self.stack("")
+
+    def stack(self, tower: str, **sizes: int) -> Stack:
+        """The blocks under the prefix of ``tower``."""
+        width, heads = self.hidden_size, self.num_attention_heads
+        sizes |= {"intermediate_size": self.intermediate_size, "num_hidden_layers": self.num_hidden_layers}
+        kind = check_config("hidden_size", self.hidden_act, width, heads, **sizes)
+        spec = BlockSpec(
+            width=width,
+            hidden=self.intermediate_size,
+            heads=heads,
+            key_heads=heads,
+            head_width=width // heads,
+            eps=self.layer_norm_eps,
+            activation=kind,
+            biases=frozenset(ROLES),
+        )
+        return Stack(f"{tower}.encoder.layers", self.num_hidden_layers, spec, ROLES)
+
+
+@dataclass(frozen=True)
+class TextConfig(Tower):
+    """The keys of ``text_config``. The text's vector is taken at ``eos_token_id``; 2 means at the largest token."""
+
+    MODEL_TYPE: ClassVar[str] = "clip_text_model"
+    vocab_size: int = 49408
+    max_position_embeddings: int = 77
+    eos_token_id: int = 49407
+
+
+@dataclass(frozen=True)
+class VisionConfig(Tower):
+    """The keys of ``vision_config``."""
+
+    MODEL_TYPE: ClassVar[str] = "clip_vision_model"
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_attention_heads: int = 12
+    image_size: int = 224
+    patch_size: int = 32
+    num_channels: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size: {self.image_size}; it must be a multiple of patch_size, {self.patch_size}")
+
+
+@dataclass(frozen=True)
+class CLIPConfig(Config):
+    """The keys of CLIP's ``config.json`` that matter here."""
+
+    MODEL_TYPE: ClassVar[str] = "clip"
+    text_config: TextConfig = field(default_factory=TextConfig)
+    vision_config: VisionConfig = field(default_factory=VisionConfig)
+    projection_dim: int = 512
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> Self:
+        """As ``Config.from_dict``, for the two towers as well."""
+        towers = {"text_config": TextConfig, "vision_config": VisionConfig}
+        parts = {key: kind.from_dict(config.get(key) or {}) for key, kind in towers.items()}
+        return super().from_dict({**config, **parts})
+
+    def stacks(self) -> tuple[Stack, Stack]:
+        """The blocks of the text tower, and of the image tower."""
+        return self.text_config.stack("text_model"), self.vision_config.stack("vision_model")
+
+    def modules(self) -> Iterator[Module]:
+        """Every module."""
+        text, vision = self.text_config, self.vision_config
+        width, patch = vision.hidden_size, vision.patch_size
+        for stack in self.stacks():
+            yield from stack.modules()
+        yield bare("logit_scale", ())
+        yield module(WORDS, (text.vocab_size, text.hidden_size))
+        yield module(TEXT_PLACES, (text.max_position_embeddings, text.hidden_size))
+        yield module(TEXT_NORM, (text.hidden_size,), bias=True)
+        yield module("text_projection", (self.projection_dim, text.hidden_size), linear=True)
+        yield module(PATCH, (width, vision.num_channels, patch, patch))
+        yield bare(TOKEN, (width,))
+        yield module(PLACES, ((vision.image_size // patch) ** 2 + 1, width))
+        yield module(PRE_NORM, (width,), bias=True)
+        yield module(POST_NORM, (width,), bias=True)
+        yield module("visual_projection", (self.projection_dim, width), linear=True)
+
+
+class CLIPCache(NamedTuple):
+    """``logits`` (texts, images), the unit vectors' caches and the loss's, and what backward needs of every step."""
+
+    logits: Array
+    loss: Any
+    chosen: Array  # 1 at the token whose vector is the text's, (B, T, 1)
+    units: tuple[Any, Any]
+    steps: dict[str, Any]
+
+
+class CLIPInputs(NamedTuple):
+    """Gradients of the embedded tokens (B, T, k) and of the pixels (B, C, H, W)."""
+
+    embeddings: Array
+    pixels: Array
+
+
+class CLIP(Model):
+    """``CLIPModel`` of ``transformers``, with adapters."""
+
+    CONFIG = CLIPConfig
+
+    def forward(
+        self, ids: Array, pixels: Array, *, attention_mask: Array | None = None, embeddings: Array | None = None
+    ) -> tuple[Array, CLIPCache]:
+        """(L, cache): the contrastive loss of texts ``ids`` (B, T) and images ``pixels`` (B, C, H, W), pairs by place.
+
+        ``attention_mask`` (B, T) is zero at padding; ``embeddings`` (B, T, k) stand for the embedded tokens.
+        IndexError names a token that is out of range.
+        """
+        self._check(ids, pixels, attention_mask, embeddings)
+        size, steps = ids.shape[1], dict[str, Any]()
+        text, vision = self.config.stacks()
+        x = self.embed(WORDS, ids if embeddings is None else embeddings, steps) + self.tensors(TEXT_PLACES)[0][:size, :]
+        x = self.run(text, x, steps, additive_mask(x, size, causal=True, mask=attention_mask))
+        chosen = self._chosen(ids)
+        x = self.norm(TEXT_NORM, self.xp.sum(x * chosen, axis=1), steps, text.spec)  # by rows: one of each is enough
+        texts, text_unit = normalize(self.linear("text_projection", x, steps))
+        x = self.see(pixels, PATCH, TOKEN, PLACES, self.config.vision_config.image_size, steps)
+        x = self.run(vision, self.norm(PRE_NORM, x, steps, vision.spec), steps)
+        x = self.norm(POST_NORM, x[:, 0, :], steps, vision.spec)
+        images, image_unit = normalize(self.linear("visual_projection", x, steps))
+        loss, cache = contrastive(texts, images, self.tensors("logit_scale")[0])
+        return loss, CLIPCache(cache[0], cache, chosen, (text_unit, image_unit), steps)
+
+    def _check(self, ids: Array, pixels: Array, attention_mask: Array | None, embeddings: Array | None) -> None:
+        text, named = self.config.text_config, {"attention_mask": attention_mask, "embeddings": embeddings}
+        arrays.namespace(weights=next(iter(self.weights.values())), ids=ids, pixels=pixels, **named)
+        if ids.ndim != 2 or 0 in ids.shape or ids.shape[1] > text.max_position_embeddings:
+            found, limit = tuple(ids.shape), text.max_position_embeddings
+            raise ValueError(f"ids: shape {found}; it must be (batch, tokens), of 1 to {limit} tokens")
+        if pixels.shape[0] != ids.shape[0]:
+            raise ValueError(f"pixels: a batch of {pixels.shape[0]}; it must be that of ids, {ids.shape[0]}")
+        for name, x in named.items():
+            if x is not None and tuple(x.shape[:2]) != tuple(ids.shape):
+                raise ValueError(
+                    f"{name}: shape {tuple(x.shape)}; it must begin with {tuple(ids.shape)}, as ids has it"
+                )
+        check_range(ids=(ids, text.vocab_size, None))
+
+    def _chosen(self, ids: Array) -> Array:
+        """1 at the first end of text, or at the largest token where eos_token_id is 2, else 0: (B, T, 1)."""
+        xp, end = self.xp, self.config.text_config.eos_token_id
+        marks = ids if end == 2 else arrays.astype(xp, ids == end, xp.int64)
+        places = xp.arange(ids.shape[1], **arrays.on(arrays.device_of(ids)))
+        return arrays.astype(xp, places == xp.argmax(marks, axis=1)[:, None], getattr(xp, self.precision))[:, :, None]
+
+    def backward(self, cache: CLIPCache, *, weights: bool = False, inputs: bool = False) -> Gradients:
+        """The gradients of L; ``weights`` adds every saved tensor's, ``inputs`` a ``CLIPInputs``."""
+        grads, steps = Gradients(weights), cache.steps
+        text, vision = self.config.stacks()
+        d_texts, d_images, d_scale = contrastive_backward(cache.loss)
+        self.keep_weight("logit_scale", d_scale, grads)
+        dy = self.linear_back("text_projection", normalize_backward(d_texts, cache.units[0]), steps, grads)
+        dy = self.norm_back(TEXT_NORM, dy, steps, grads)[:, None, :] * cache.chosen
+        words = self.run_back(text, dy, steps, grads)
+        self.place_back(TEXT_PLACES, words, grads)
+        self.embed_back(WORDS, words, steps, grads)
+        dy = self.linear_back("visual_projection", normalize_backward(d_images, cache.units[1]), steps, grads)
+        dy = self.first_back(self.norm_back(POST_NORM, dy, steps, grads), steps[PATCH])
+        dy = self.norm_back(PRE_NORM, self.run_back(vision, dy, steps, grads), steps, grads)
+        pixels = self.see_back(dy, PATCH, TOKEN, PLACES, steps, grads) if weights or inputs else None
+        grads.inputs = CLIPInputs(words, pixels) if inputs else None
+        return grads

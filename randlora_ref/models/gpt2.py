@@ -1,0 +1,89 @@
+"""GPT-2 (Radford et al., 2019): learned places, LayerNorm first, one projection for q, k and v, a tied head.
+
+Its checkpoints hold linear weights as (in, out) ("Conv1D"). They are turned here, where modules are listed, and
+everywhere else a weight is (out, in). Saved names are module names.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ..nn import BlockSpec
+from .causal import CausalModel
+from .core import Config, Module, Stack, check_config, module
+
+Array = Any
+ROLES = {
+    "norm1": "ln_1",
+    "qkv": "attn.c_attn",
+    "o": "attn.c_proj",
+    "norm2": "ln_2",
+    "up": "mlp.c_fc",
+    "down": "mlp.c_proj",
+}
+
+
+@dataclass(frozen=True)
+class GPT2Config(Config):
+    """The keys of GPT-2's ``config.json`` that matter here; ``n_inner`` None is 4·``n_embd``."""
+
+    MODEL_TYPE: ClassVar[str] = "gpt2"
+    FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "add_cross_attention": (False,),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "reorder_and_upcast_attn": (False,),
+    }
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        self.stack()
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """The longest input."""
+        return self.n_positions
+
+    def stack(self) -> Stack:
+        """The blocks."""
+        sizes = {"n_layer": self.n_layer, "vocab_size": self.vocab_size, "n_positions": self.n_positions}
+        hidden = 4 * self.n_embd if self.n_inner is None else self.n_inner
+        kind = check_config("n_embd", self.activation_function, self.n_embd, self.n_head, n_inner=hidden, **sizes)
+        spec = BlockSpec(
+            width=self.n_embd,
+            hidden=hidden,
+            heads=self.n_head,
+            key_heads=self.n_head,
+            head_width=self.n_embd // self.n_head,
+            eps=self.layer_norm_epsilon,
+            activation=kind,
+            fused=True,
+            biases=frozenset(ROLES),
+        )
+        return Stack("transformer.h", self.n_layer, spec, ROLES, transposed=True)
+
+    def modules(self) -> Iterator[Module]:
+        """Every module, in the order of the forward pass."""
+        yield module("transformer.wte", (self.vocab_size, self.n_embd))
+        yield module("transformer.wpe", (self.n_positions, self.n_embd))
+        yield from self.stack().modules()
+        yield module("transformer.ln_f", (self.n_embd,), bias=True)
+        saved = "transformer.wte" if self.tie_word_embeddings else "lm_head"
+        yield module("lm_head", (self.vocab_size, self.n_embd), saved=saved, linear=True)
+
+
+class GPT2(CausalModel):
+    """``GPT2LMHeadModel`` of ``transformers``, with adapters. See ``CausalModel.forward`` and ``backward``."""
+
+    CONFIG = GPT2Config
+    TOKENS = "transformer.wte"
+    PLACES = "transformer.wpe"
+    NORM = "transformer.ln_f"
