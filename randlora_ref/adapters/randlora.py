@@ -57,7 +57,7 @@ def contraction_costs(
 ) -> dict[Order, float]:
     """Flops of forward and backward of one layer for ``rows`` inputs, in each order of contraction.
 
-    merged    ΔW is formed, y and ∂L/∂x go through W0 + ΔW, and G_M (D, d) gives ∂L/∂S = 𝐁ᵀ G_M
+    merged    ΔW is formed, y and ∂L/∂x go through W0 + ΔW, and ∂L/∂S is 𝐁ᵀ(qᵀp) or (q𝐁)ᵀp, the cheaper
     thin      p and q go through S, then 𝐁; G_M is never formed; what PEFT does
     termwise  neither ΔW nor S is formed: ((p∘Γ_j)Aᵀ∘Λ_j)B_jᵀ for all j at once; for few rows
 
@@ -67,9 +67,10 @@ def contraction_costs(
     frozen, form, through_S, through_B = 4 * rows * D * d, 2 * D * N * d, 2 * rows * N * d, 2 * rows * D * N
     S, pullback = 2 * N * d, 5 * N * d
     again = 1 if keep_merged else 2  # times ΔW is formed
+    through_dS = min(frozen / 2 + form, through_B + through_S)
     beside = frozen if masked else 0  # with dropout, x and x∘m take two ways
     return {
-        "merged": frozen + beside + frozen / 2 + (again + 1) * form + ELEMENTWISE * (again * (S + D * d) + pullback),
+        "merged": frozen + beside + again * form + through_dS + ELEMENTWISE * (again * (S + D * d) + pullback),
         "thin": frozen + 2 * through_B + 3 * through_S + ELEMENTWISE * (2 * S + pullback),
         "termwise": frozen + 2 * through_B + 2 * through_S + ELEMENTWISE * rows * n * (5 * d + 5 * r),
     }
@@ -252,8 +253,14 @@ class RandLoRA:
         masked = rows if mask is None else rows * mask
         G = None
         if cache.order == "merged":
-            G = dy_rows.T @ masked
-            d_lambda, d_gamma = self._pull_back(xp, self._B.T @ (G if self.tall else G.T))
+            p, q = (masked, dy_rows) if self.tall else (dy_rows, masked)
+            T, N = rows.shape[0], self.n * self.rank
+            if weight_grad or self.D * self.d * (T + N) <= T * N * (self.D + self.d):  # 𝐁ᵀ(qᵀp) or (q𝐁)ᵀp
+                G = dy_rows.T @ masked
+                dS = self._B.T @ (G if self.tall else G.T)
+            else:
+                dS = (q @ self._B).T @ p
+            d_lambda, d_gamma = self._pull_back(xp, dS)
             if mask is None:
                 dx = dy_rows @ (cache.weight + self._delta(xp) if cache.merged is None else cache.merged)
             else:
