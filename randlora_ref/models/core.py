@@ -361,5 +361,5 @@ def adapt(
         xp=xp,
         device=device,
     )
-    options: dict[str, Any] = {"dialect": dialect, "bases": bases, "dtype": dtype or "float32", **scale}
-    return {name: RandLoRA.start(*shapes[name], rank, **options) for name in chosen}
+    options: dict[str, Any] = {"rank": rank, "dialect": dialect, "bases": bases, "dtype": dtype or "float32", **scale}
+    return {name: RandLoRA.start(shapes[name][0], shapes[name][1], **options) for name in chosen}
