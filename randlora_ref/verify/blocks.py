@@ -116,15 +116,16 @@ def functions(rng: np.random.Generator) -> Iterator[Point]:
     yield point("contrastive", nn.contrastive, lambda d, c: nn.contrastive_backward(c, d), **vectors)
 
 
-TEXT = {"hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 2, "vocab_size": 13, "max_position_embeddings": 7}
-VISION = {"hidden_size": 15, "intermediate_size": 22, "num_attention_heads": 3, "image_size": 8, "patch_size": 4}
+LAYERS = {"intermediate_size": 20, "num_hidden_layers": 2}
+TEXT = LAYERS | {"hidden_size": 12, "vocab_size": 13, "max_position_embeddings": 7}
+VISION = LAYERS | {"hidden_size": 15, "num_attention_heads": 3, "image_size": 8, "patch_size": 4}
 MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "GPT-2": (models.GPT2, {"vocab_size": 13, "n_positions": 7, "n_embd": 12, "n_layer": 2, "n_head": 3}),
     "Llama": (models.Llama, TEXT | {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4}),
-    "ViT": (models.ViT, VISION | {"num_hidden_layers": 2, "num_labels": 5}),
+    "ViT": (models.ViT, VISION | {"num_labels": 5}),
     "CLIP": (models.CLIP, {
         "text_config": TEXT | {"num_attention_heads": 3, "eos_token_id": 5}, "projection_dim": 7,
-        "vision_config": VISION | {"num_hidden_layers": 2},
+        "vision_config": VISION,
     }),
 }  # fmt: skip
 
