@@ -104,9 +104,10 @@ def peft_run(shape: tuple[int, int], rank: int, rows: int) -> Callable[[], Any]:
     from .interop.peft import peft_layer
 
     model = peft_layer(shape, rank, bias=False)
-    torch.nn.init.normal_(model.base_model.model.lin0.randlora_lambda["default"])
-    layer, x = model.base_model.model.lin0, torch.randn(rows, shape[1], requires_grad=True)
-    dy = torch.randn(rows, shape[0])
+    layer = model.base_model.model.lin0
+    for parameter in (layer.weight, layer.randlora_lambda["default"]):
+        torch.nn.init.normal_(parameter)
+    x, dy = torch.randn(rows, shape[1], requires_grad=True), torch.randn(rows, shape[0])
 
     def run() -> Any:
         x.grad = None

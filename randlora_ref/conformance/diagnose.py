@@ -16,11 +16,12 @@ from ..arrays import unit_roundoff
 from ..dialects import DIALECTS
 from . import oracle
 from .cases import Case, expected, layer_outputs
-from .compare import compare, limits
+from .compare import as_numbers, compare, limits
 
 Array = Any
 Outputs = Mapping[str, Array]
 NONE = "no known deviation"
+UNFIT = (ValueError, IndexError, ZeroDivisionError, TypeError)  # a hypothesis that does not apply to a case
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,7 @@ def fits(chosen: Sequence[Hypothesis], failing: Failing, dtype: str | None = Non
         with np.errstate(all="ignore"):
             out, right = predict(case, chosen), expected(case)
             strict, loose = limits(case, dtype), limits(replace(case, tier="real"), dtype)
-    except (ValueError, IndexError, ZeroDivisionError, TypeError):
+    except UNFIT:
         return False
     u = unit_roundoff(dtype or case.dtype) if case.kind == "layer" else 0.0
     for name in failing.wrong:
@@ -265,14 +266,14 @@ def fits(chosen: Sequence[Hypothesis], failing: Failing, dtype: str | None = Non
     return True
 
 
-def _contradicted(hypothesis: Hypothesis, passing: Sequence[Case], names: set[str], dtype: str | None) -> bool:
-    """Whether a case that passed would have failed under the hypothesis, in a result that failed elsewhere."""
-    for case in passing:
+def _contradicted(hypothesis: Hypothesis, right: Sequence[tuple[Case, tuple[str, ...]]], dtype: str | None) -> bool:
+    """Whether the hypothesis would have spoiled one of the results that came out right."""
+    for case, names in right:
         try:
-            out, right, limit = predict(case, (hypothesis,)), expected(case), limits(case, dtype)
-        except (ValueError, IndexError, ZeroDivisionError, TypeError):
+            out, truth, limit = predict(case, (hypothesis,)), expected(case), limits(case, dtype)
+        except UNFIT:
             continue
-        if any(compare(name, out[name], right[name], limit[name]) for name in names & set(case.wanted)):
+        if any(compare(name, out[name], truth[name], limit[name]) for name in names):
             return True
     return False
 
@@ -297,16 +298,19 @@ def _within(failing: Failing, lower: str, dtype: str | None) -> bool:
 def diagnose(failing: Sequence[Failing], passing: Sequence[Case] = (), dtype: str | None = None) -> tuple[str, ...]:
     """The deviations that reproduce all of ``failing``, cases of one kind; several are a tie; NONE if none does.
 
-    Of several, those that ``passing`` cases contradict are left out, unless that leaves none.
+    One that would have spoiled results that came out right gives way to the others, and is named with what it fits.
     """
     ordered = sorted(failing, key=lambda f: f.case.size)
+    values = [as_numbers(f.results.get(name)) for f in ordered for name in f.wrong]
+    if any(value is None or not np.isfinite(value).all() for value in values):
+        return (NONE,)
     known = hypotheses(ordered[0].case.kind)
     single = [h for h in known if all(fits((h,), f, dtype) for f in ordered)]
-    if len(single) > 1:
-        names = {name for f in ordered for name in f.wrong}
-        smallest = sorted(passing, key=lambda case: case.size)[:40]
-        single = [h for h in single if not _contradicted(h, smallest, names, dtype)] or single
-    found = tuple(h.name for h in single) or _precision(ordered, dtype)
+    right = [(f.case, tuple(name for name in f.case.wanted if name not in f.wrong)) for f in ordered]
+    right += [(case, case.wanted) for case in sorted(passing, key=lambda case: case.size)[:40]]
+    whole = [h.name for h in single if not _contradicted(h, right, dtype)]
+    names = ", ".join(sorted({name for f in ordered for name in f.wrong}))
+    found = tuple(whole or [f"{h.name}, in {names} alone" for h in single]) or _precision(ordered, dtype)
     if found:
         return found
     pairs = [p for p in combinations(known, 2) if all(fits(p, f, dtype) for f in ordered[:3])]

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from .cases import KINDS, Case, expected, random_case
+from .cases import KINDS, Case, expected
 from .compare import Mismatch, compare, limits
-from .diagnose import NONE, Failing, diagnose
+from .diagnose import Failing, diagnose
+from .vectors import stored_cases
 
 Implementation = Callable[[Case], Mapping[str, Any]]
 Progress = Callable[[int, int], None]
@@ -62,6 +64,10 @@ class Report:
             reasons.setdefault(reason, []).append(f"{result} of {case}")
         for reason, which in reasons.items():
             lines.append(f"not checked: {len(which)} results, {reason}; the first is {which[0]}")
+        for reason in sorted(set(self.details.get("known", {}).values())):
+            number = list(self.details["known"].values()).count(reason)
+            lines.append(f"known to fail: {number} cases, {reason}")
+        lines += [f"UNEXPECTED PASS: {id_}" for id_ in self.details.get("unexpected", ())]
         if self.failures:
             lines.append(f"diagnosis: {self.diagnosis}")
         incomplete = len({case for case, _, _ in self.absent})
@@ -143,8 +149,6 @@ def check(
     "bfloat16": the cases are rounded to it first. Raises ValueError for an unknown kind or dtype, or if no case is
     left.
     """
-    from time import perf_counter
-
     begin = perf_counter()
     chosen = _chosen(kinds, cases, dtype)
     failing: list[Failing] = []
@@ -172,7 +176,7 @@ def _chosen(kinds: Iterable[str] | None, cases: Iterable[Case] | None, dtype: st
     for kind in wanted:
         if kind not in KINDS:
             raise ValueError(f"kinds: {kind!r}; it must be some of {', '.join(KINDS)}")
-    chosen = [case for case in cases or [] if case.kind in wanted]
+    chosen = [case for case in (stored_cases() if cases is None else cases) if case.kind in wanted]
     if dtype is not None:
         layers = [case for case in chosen if case.kind == "layer" and (case.tier == "real" or dtype in case.exact_in)]
         chosen = [case.cast(dtype) for case in layers] + [case for case in chosen if case.kind != "layer"]
@@ -201,15 +205,3 @@ def _failures(
     ]
     several = "; ".join(f"{kind}: {text}" for kind, text in texts.items())
     return tuple(failures), next(iter(texts.values())) if len(texts) == 1 else several
-
-
-def check_peft(dialect: str = "peft", count: int = 240, seed: int = 0, progress: Progress | None = None) -> Report:
-    """The installed PEFT on ``count`` random layers, each in float32 or float64, read as ``dialect`` has them."""
-    from ..dialects import get_dialect
-    from ..interop.peft import run_peft
-
-    cases = [random_case(index, seed, get_dialect(dialect).name) for index in range(count)]
-    return check(run_peft, cases=cases, target=f"peft --dialect {dialect}", progress=progress)
-
-
-__all__ = ["NONE", "Failure", "Implementation", "Report", "check", "check_peft", "judge", "run_case"]

@@ -220,7 +220,7 @@ def _peft_model(
     draw_dtype: str = "bfloat16",
     **config: Any,
 ) -> Any:
-    """PEFT around a module with one layer ``lin{i}`` for each of ``shapes`` (out, in)."""
+    """PEFT around a module with one layer ``lin{i}`` for each of ``shapes`` (out, in), a Linear's weight not filled."""
     from unittest import mock
 
     import torch
@@ -233,7 +233,8 @@ def _peft_model(
 
             module.add_module(f"lin{i}", Conv1D(out_features, in_features))
         else:
-            module.add_module(f"lin{i}", torch.nn.Linear(in_features, out_features, bias=bias))
+            empty = torch.nn.utils.skip_init(torch.nn.Linear, in_features, out_features, bias=bias)
+            module.add_module(f"lin{i}", empty)
     settings = RandLoraConfig(
         r=rank,
         randlora_alpha=alpha,

@@ -1,0 +1,215 @@
+"""The test vectors as files: cases and results as JSON, read with suspicion.
+
+An array is {"shape": […], "dtype": "int", "data": [integers]}, or with "float32" or "float64" and "data" a text of
+hexadecimal words, most significant byte first; in results, nested lists of numbers too. Nothing that is read is run.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .cases import ARRAYS, BASIS_KINDS, Case
+
+Array = Any
+FORMAT, VERSION = "randlora-vectors", 1
+STORED = Path(__file__).parent.parent / "vectors" / "v1"
+FILES = ("layer-exact.json", "layer-real.json", "bases.json", "start.json", "count.json", "rank.json")
+MOST_BYTES = 1 << 24  # of one file or line
+MOST_ENTRIES = 1 << 20  # of one array
+WORDS = {"float32": ">f4", "float64": ">f8"}
+SCALARS = {
+    "layer": ("pairing", "scaling", "alpha", "dtype", "fan_in_fan_out", "merged"),
+    "rank": ("shape", "pairing", "scaling"),
+    "bases": ("dialect", "seed", "shapes", "rank", "kind_of_basis"),
+    "start": ("dialect", "shape", "rank"),
+    "count": ("dialect", "shapes", "rank"),
+}
+
+
+def parse(text: bytes | str, where: str) -> Any:
+    """JSON of at most ``MOST_BYTES``, every key once, no NaN, no infinity. Raises ValueError that names ``where``."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a key occurs twice")
+        return found
+
+    def constant(word: str) -> Any:
+        raise ValueError(f"{word} is no JSON")
+
+    if len(text) > MOST_BYTES:
+        raise ValueError(f"{where}: {len(text)} bytes; at most {MOST_BYTES} are read")
+    try:
+        return json.loads(text, object_pairs_hook=once, parse_constant=constant)
+    except RecursionError:
+        raise ValueError(f"{where}: nested too deeply; it must be the JSON of {FORMAT}") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: {str(error)[:120]}; it must be the JSON of {FORMAT}") from None
+
+
+def encode(x: Array, dtype: str = "int") -> dict[str, Any]:
+    """An array as JSON."""
+    x = np.asarray(x)
+    if dtype == "int":
+        return {"shape": list(x.shape), "dtype": dtype, "data": [int(value) for value in x.flat]}
+    return {"shape": list(x.shape), "dtype": dtype, "data": x.astype(WORDS[dtype]).tobytes().hex(" ", x.itemsize)}
+
+
+def decode(value: Any, where: str) -> Array:
+    """An array from JSON, float64 or float32; ValueError for anything else."""
+    if not isinstance(value, dict) or set(value) != {"shape", "dtype", "data"}:
+        raise ValueError(f"{where}: {str(value)[:60]!r}; it must be an object of shape, dtype and data")
+    shape, dtype, data = value["shape"], value["dtype"], value["data"]
+    if not isinstance(shape, list) or not all(type(k) is int and 0 <= k <= MOST_ENTRIES for k in shape):
+        raise ValueError(f"{where}: shape {str(shape)[:60]!r}; it must list sizes")
+    if dtype == "int" and isinstance(data, list) and all(type(k) is int and abs(k) < 2**53 for k in data):
+        flat = np.array(data, dtype=np.float64)
+    elif dtype in WORDS and isinstance(data, str):
+        try:
+            flat = np.frombuffer(bytes.fromhex(data), dtype=WORDS[dtype]).astype(dtype)
+        except ValueError:
+            raise ValueError(f"{where}: data {data[:40]!r}; it must be hexadecimal words of {dtype}") from None
+    else:
+        raise ValueError(f"{where}: dtype {str(dtype)[:20]!r}; it must be int, float32 or float64 with data to match")
+    size = int(np.prod(shape, dtype=object)) if shape else 1
+    if size != flat.size or not np.isfinite(flat).all():
+        raise ValueError(f"{where}: {flat.size} entries; it must be {size}, all finite")
+    return flat.reshape(shape)
+
+
+def case_to_json(case: Case) -> dict[str, Any]:
+    """What an implementation is given of a case; the expected results are no part of it."""
+    dtype = "int" if case.tier == "exact" else case.dtype
+    given = {name: getattr(case, name) for name in SCALARS[case.kind]}
+    given |= {name: encode(getattr(case, name), dtype) for name in ARRAYS if getattr(case, name) is not None}
+    head = {name: getattr(case, name) for name in ("id", "kind", "tier", "clause", "notes", "exact_in")}
+    return {**head, "wanted": case.wanted, "given": given}
+
+
+def case_from_json(value: Any, where: str) -> Case:
+    """A case, its expected results with it where they are there. ValueError in one line for anything else."""
+    try:
+        case = _case(value, where)
+        _check_shapes(case)
+    except (TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
+        raise ValueError(
+            f"{where}: {type(error).__name__} {str(error)[:60]!r}; it must be as schema.json has it"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{where}: {' '.join(str(error).split())[:160]}") from None
+    return case
+
+
+def _case(value: Any, where: str) -> Case:
+    head = {"id", "kind", "tier", "clause", "notes", "exact_in", "wanted", "given"}
+    if not head <= set(value) <= head | {"expected", "intermediate", "gauge"} or value["tier"] not in ("exact", "real"):
+        raise ValueError(f"{str(value)[:60]!r}; it must be an object of {', '.join(sorted(head))}")
+    kind, given = value["kind"], value["given"]
+    if not set(SCALARS[kind]) <= set(given) <= {*SCALARS[kind], *ARRAYS}:
+        raise ValueError(f"given {sorted(given)}; it must hold {', '.join(SCALARS[kind])} and the arrays")
+    scalars = {name: _scalar(name, given[name]) for name in SCALARS[kind]}
+    arrays = {name: decode(x, name) for name, x in given.items() if name in ARRAYS}
+    if kind == "layer":
+        arrays = {name: x.astype(scalars["dtype"]) for name, x in arrays.items()}
+    texts: dict[str, Any] = {name: tuple(map(str, value[name])) for name in ("notes", "exact_in")}
+    texts |= {name: str(value[name]) for name in ("id", "kind", "tier", "clause")}
+    case = Case(**texts, **scalars, **arrays)
+    if "expected" in value:
+        stored = {name: decode(x, name).astype(np.float64) for name, x in value["expected"].items()}
+        if set(stored) != set(case.wanted):
+            raise ValueError(f"expected {sorted(stored)}; it must hold the wanted {case.wanted}")
+        case = replace(case, stored=stored)
+    return case
+
+
+def _scalar(name: str, value: Any) -> Any:
+    """One value that is no array, checked as ``schema.json`` has it."""
+    if name in ("shape", "shapes"):
+        pairs = [value] if name == "shape" else value
+        if not pairs or any(len(pair) != 2 or any(type(k) is not int or k < 1 for k in pair) for pair in pairs):
+            raise ValueError(f"{name} {str(value)[:40]!r}; it must hold pairs (out, in) of positive integers")
+        return tuple(value) if name == "shape" else tuple(tuple(pair) for pair in pairs)
+    number = type(value) in (int, float) and abs(value) < 2**64
+    right = {
+        "scaling": number,
+        "alpha": number or value is None,
+        "fan_in_fan_out": type(value) is bool,
+        "merged": type(value) is bool,
+        "seed": type(value) is int and 0 <= value < 2**64,
+        "rank": type(value) is int and 0 < value < 2**31,
+        "kind_of_basis": value in BASIS_KINDS or (number and value >= 2),
+        "pairing": value in ("literal", "crossed"),
+        "dtype": value in WORDS,
+        "dialect": value in ("paper", "peft"),
+    }
+    if not right[name]:
+        raise ValueError(f"{name} {str(value)[:40]!r}; it must be as schema.json has it")
+    return value
+
+
+def _check_shapes(case: Case) -> None:
+    """ValueError unless the arrays of a layer or rank case are there and fit together."""
+    if case.kind not in ("layer", "rank"):
+        return
+    shape = case.weight.shape if case.kind == "layer" else case.shape
+    (out_features, in_features), (n, r), d = shape, case.lambda_.shape, min(shape)
+    fit = case.gamma.shape == (n, d) and n * r > 0 and case.A.ndim == 2 and case.B.ndim == 3
+    fit = fit and case.A.shape[0] == r == case.B.shape[2] and case.A.shape[1] >= d
+    fit = fit and len(case.B) >= n and case.B.shape[1] >= max(shape)
+    if case.kind == "layer":
+        fit = fit and case.x.ndim > 0 and case.x.shape[-1] == in_features
+        fit = fit and case.dy.shape == (*case.x.shape[:-1], out_features)
+        fit = fit and (case.bias is None or case.bias.shape == (out_features,))
+    if not fit:
+        raise ValueError("the arrays' shapes; they must fit together")
+
+
+def read_file(path: Path) -> bytes:
+    """A file's bytes; ValueError where it cannot be read or is larger than ``MOST_BYTES``."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}; it must be a file of {FORMAT}") from None
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"{path}: over {MOST_BYTES} bytes; no more are read")
+    return content
+
+
+@cache
+def stored_cases(folder: Path = STORED) -> tuple[Case, ...]:
+    """All cases of a folder of vectors, each file's SHA-256 compared with the manifest's. ValueError names the file."""
+    manifest = parse(read_file(folder / "MANIFEST.json"), "MANIFEST.json")
+    if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
+        raise ValueError(f"{folder / 'MANIFEST.json'}: it must be of format {FORMAT!r}, version {VERSION}")
+    cases: list[Case] = []
+    for name in FILES:
+        content = read_file(folder / name)
+        if hashlib.sha256(content).hexdigest() != manifest.get("files", {}).get(name, {}).get("sha256"):
+            raise ValueError(f"{folder / name}: its SHA-256 is not the manifest's; it must be left as it was written")
+        cases += [case_from_json(one, name) for one in parse(content, name)["cases"]]
+    return tuple(cases)
+
+
+def exact_digest(results: Iterable[tuple[str, Mapping[str, Array]]]) -> str:
+    """One hash for the exact tier: SHA-256 of lines "id name entries…", the entries as integers, C order."""
+    lines = (
+        f"{id_} {name} {' '.join(str(int(v)) for v in np.asarray(x).flat)}\n"
+        for id_, out in results
+        for name, x in out.items()
+    )
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def write_vectors(folder: str | Path) -> list[Path]:
+    """Copy the vectors, schema and manifest into ``folder``, made if need be; the paths written."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return [Path(shutil.copy(path, folder)) for path in sorted(STORED.iterdir()) if path.is_file()]

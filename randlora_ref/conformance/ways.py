@@ -1,0 +1,348 @@
+"""Ways in: a function, ``module:function``, a program that speaks JSON lines, a results file, pytest, a random search.
+
+A program reads one request a line, {"version": 1, "case": {…}}, and answers each with one line, {"id": …, "results":
+{name: array}} or {"id": …, "unsupported": "reason"}, until its input ends. A results file is {"format":
+"randlora-results", "version": 1, "results": {case id: {name: array}}}.
+"""
+
+import importlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from ..adapters.randlora import RandLoRA
+from ..bases import Bases, draw_bases
+from ..dialects import DIALECTS, get_dialect
+from ..spec import SPEC_VERSION
+from .cases import Case, flags, random_case
+from .compare import compare, limits
+from .diagnose import LAYER, predict
+from .report import Failure, Implementation, Progress, Report, check, judge, run_case
+from .vectors import MOST_BYTES, VERSION, case_to_json, decode, parse, read_file, stored_cases
+
+SECONDS, TOTAL_SECONDS, LIVES = 10.0, 300.0, 3  # of a program: for one case, for all, and how often it is started
+
+
+def reference(case: Case) -> Mapping[str, Any]:
+    """This package as an implementation under test: the fast layer, the bases as drawn, the certified rank."""
+    if case.kind in ("layer", "rank"):
+        shape = case.shape if case.kind == "rank" else case.weight.shape
+        layer = RandLoRA(
+            out_features=shape[0], in_features=shape[1], rank=case.lambda_.shape[1], bases=Bases(case.A, case.B),
+            lambda_=case.lambda_, gamma=case.gamma, scaling=case.scaling,
+            dialect=replace(DIALECTS["paper"], pairing=case.pairing),
+        )  # fmt: skip
+        if case.kind == "rank":
+            from ..rank import certify_rank
+
+            return {"rank": certify_rank(layer).rank}
+        y, cache = layer.forward(case.x, case.weight, case.bias)
+        dx, grads = layer.backward(case.dy, cache)
+        results = {"delta_weight": layer.delta_weight(), "y": y, "dx": dx}
+        return {**results, "dlambda": grads.lambda_, "dgamma": grads.gamma}
+    if case.kind == "bases":
+        bases = draw_bases(case.dialect, seed=case.seed, shapes=case.shapes, rank=case.rank, kind=case.kind_of_basis)
+        return {"A": bases.A, "B": bases.B}
+    if case.kind == "start":
+        layer = RandLoRA.start(*case.shape, rank=case.rank, dialect=case.dialect)
+        return {"lambda_": layer.lambda_, "gamma": layer.gamma, "delta_weight": layer.delta_weight()}
+    dialect = get_dialect(case.dialect)
+    return {"num_parameters": sum(dialect.num_parameters(shape, case.rank) for shape in case.shapes)}
+
+
+def load_function(target: str) -> Implementation:
+    """The function of "module:function", looked for in the current folder too. ValueError if it is not there."""
+    module, _, name = target.partition(":")
+    if not re.fullmatch(r"[\w.]+:[\w.]+", target):
+        raise ValueError(f"target: {target!r}; it must be 'module:function'")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"target: {target!r}: {error}; it must name a function that can be imported") from None
+    finally:
+        sys.path.remove(os.getcwd())
+    if not callable(found):
+        raise ValueError(f"target: {target!r} is {type(found).__name__}; it must be a function")
+    return found  # type: ignore[no-any-return]
+
+
+class Program:
+    """A program under test: called with a case, it asks the program. As a context it ends the program."""
+
+    def __init__(self, command: str, seconds: float = SECONDS, total_seconds: float = TOTAL_SECONDS) -> None:
+        self.words, self.seconds, self.lives = shlex.split(command), seconds, LIVES
+        self.until = time.monotonic() + total_seconds
+        self.process: subprocess.Popen[bytes] | None = None
+        self.worker = ThreadPoolExecutor(1)
+        if not self.words:
+            raise ValueError(f"command: {command!r}; it must name a program")
+        self._start()
+
+    def _start(self) -> None:
+        pipe, null = subprocess.PIPE, subprocess.DEVNULL
+        try:
+            self.process = subprocess.Popen(self.words, stdin=pipe, stdout=pipe, stderr=null, start_new_session=True)
+        except OSError as error:
+            raise ValueError(f"command: {self.words[0]!r}: {error.strerror}; it must be a program") from None
+        self.lives -= 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+        self.worker.shutdown(wait=True)
+
+    def _stop(self) -> None:
+        process, self.process = self.process, None
+        if process is None:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            with suppress(OSError, ValueError):
+                stream.close()  # type: ignore[union-attr]
+
+    def _exchange(self, process: Any, line: bytes) -> bytes:
+        with suppress(OSError):
+            process.stdin.write(line)
+            process.stdin.flush()
+        answer: bytes = process.stdout.readline(MOST_BYTES + 1)
+        return answer
+
+    def __call__(self, case: Case) -> Mapping[str, Any]:
+        """The program's results of a case; what goes wrong with it is a text, and so a failure."""
+        if self.process is None:
+            if self.lives == 0:
+                return dict.fromkeys(case.wanted, f"not asked: the program failed {LIVES} times")
+            self._start()
+        request = json.dumps({"version": VERSION, "case": case_to_json(case)}) + "\n"
+        left = min(self.seconds, self.until - time.monotonic())
+        try:
+            job = self.worker.submit(self._exchange, self.process, request.encode())
+            answer = parse(_line(job.result(max(0.0, left))), "answer")
+            return results_from_json(answer, case)
+        except (TimeoutError, ValueError, KeyError) as error:
+            self._stop()  # what it would still say belongs to this case
+            slow = isinstance(error, TimeoutError)
+            text = f"no answer in {left:.1f} s" if slow else f"bad answer: {str(error)[:120]}"
+            return dict.fromkeys(case.wanted, text)
+
+
+def _line(answer: bytes) -> bytes:
+    if not answer:
+        raise ValueError("the program has ended")
+    if not answer.endswith(b"\n"):
+        raise ValueError(f"a line of over {MOST_BYTES} bytes, or an unfinished one")
+    return answer
+
+
+def results_from_json(answer: Any, case: Case) -> Mapping[str, Any]:
+    """The results in a program's answer. ValueError for an answer that is none."""
+    if not isinstance(answer, dict) or answer.get("id") != case.id:
+        raise ValueError(f"{str(answer)[:60]!r}; it must be an object with the case's id {case.id!r}")
+    if isinstance(answer.get("unsupported"), str):
+        return dict.fromkeys(case.wanted, f"unsupported: {answer['unsupported'][:200]}")
+    return named_results(answer.get("results"), case.id)
+
+
+def named_results(results: Any, where: str) -> Mapping[str, Any]:
+    """Results by name from JSON: arrays as in the vectors, nested lists, or "unsupported: reason"."""
+    if not isinstance(results, dict):
+        raise ValueError(f"{where}: results {str(results)[:40]!r}; it must be an object of arrays by name")
+    return {name: decode(x, f"{where}: {name}") if isinstance(x, dict) else x for name, x in results.items()}
+
+
+def results_file(path: str | Path) -> Implementation:
+    """The answers in a results file as an implementation. ValueError that names the file for a bad one."""
+    content = parse(read_file(Path(path)), str(path))
+    if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (
+        "randlora-results",
+        VERSION,
+    ):
+        raise ValueError(f"{path}: it must be of format 'randlora-results', version {VERSION}")
+    rows = content.get("results")
+    if not isinstance(rows, dict):
+        raise ValueError(f"{path}: results {str(rows)[:40]!r}; it must be an object by case id")
+    unknown = sorted(set(rows) - {case.id for case in stored_cases()})
+    if unknown:
+        raise ValueError(f"{path}: case {unknown[0][:60]!r} of results; it must be an id of the vectors")
+    return lambda case: named_results(rows[case.id], case.id) if case.id in rows else {}
+
+
+def find_case(id_: str) -> Case:
+    """A stored case by its id, or one of the random ones. ValueError for an id that is neither."""
+    if match := re.fullmatch(r"random-(paper|peft)-(\d{1,9})-(\d{1,9})", id_):
+        return random_case(int(match[3]), int(match[2]), match[1])
+    for case in stored_cases():
+        if case.id == id_:
+            return case
+    raise ValueError(f"case: {id_!r}; it must be an id of the vectors, or random-DIALECT-SEED-INDEX")
+
+
+def check_target(
+    target: str | None = None,
+    *,
+    command: str | None = None,
+    kinds: Iterable[str] | None = None,
+    dtype: str | None = None,
+    case: str | None = None,
+    dialect: str = "peft",
+    random: int = 0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Report:
+    """Check "peft", "module:function", a results file (….json), or the program of ``command``.
+
+    ``case`` checks that one alone; ``random`` searches that many random layers instead of the stored vectors.
+    """
+    if (target is None) == (command is None):
+        raise ValueError("target: give one of peft, module:function, a results file, or a command")
+    cases = None if case is None else [find_case(case)]
+    options: dict[str, Any] = {"kinds": kinds, "cases": cases, "dtype": dtype, "progress": progress}
+    if command is not None:
+        with Program(command) as program:
+            name = f"--exec {shlex.quote(command)}"
+            return search(program, random, seed, name) if random else check(program, target=name, **options)
+    name = target or ""
+    if name == "peft" and cases is None:
+        return check_peft(dialect, random or 240, seed, progress)
+    if name == "peft":
+        from ..interop.peft import run_peft as implementation
+    else:
+        implementation = results_file(name) if name.endswith(".json") else load_function(name)  # type: ignore[assignment]
+    return search(implementation, random, seed, name) if random else check(implementation, target=name, **options)
+
+
+def check_peft(dialect: str = "peft", count: int = 240, seed: int = 0, progress: Progress | None = None) -> Report:
+    """The installed PEFT on ``count`` random layers in float32 and float64, read as ``dialect`` has them.
+
+    Under dialect "peft" on the stored vectors as well; what it fails there for a known reason is listed in
+    ``details["known"]``, and a known failure that passes is one in ``details["unexpected"]``.
+    """
+    from ..interop.peft import run_peft
+
+    cases = [random_case(index, seed, get_dialect(dialect).name) for index in range(count)]
+    ours = [
+        c for c in stored_cases() if dialect == "peft" and not (c.dialect == "paper" and c.kind in ("bases", "start"))
+    ]
+    known = {c.id: reason for c in ours if (reason := known_of_peft(c)) is not None}
+    report = check(run_peft, cases=[*cases, *ours], target=f"peft --dialect {dialect}", progress=progress)
+    return _without_known(report, known)
+
+
+def _without_known(report: Report, known: Mapping[str, str]) -> Report:
+    failures = tuple(failure for failure in report.failures if failure.case.id not in known)
+    failed = {failure.case.id for failure in report.failures}
+    unexpected = sorted(set(known) - failed)
+    details = {"known": {id_: reason for id_, reason in known.items() if id_ in failed}, "unexpected": unexpected}
+    return replace(report, failures=failures, diagnosis=report.diagnosis if failures else "", details=details)
+
+
+def known_of_peft(case: Case) -> str | None:
+    """Why PEFT must fail a stored case: it pairs crosswise, and here that shows."""
+    if (
+        case.kind != "layer"
+        or case.pairing == "crossed"
+        or len(case.lambda_) != -(-case.gamma.shape[1] // case.lambda_.shape[1])
+    ):
+        return None
+    out, right, limit = predict(case, LAYER[:1]), case.stored or {}, limits(case)
+    shows = any(compare(name, out[name], right[name], limit[name]) for name in case.wanted)
+    return "PEFT pairs columns and rows crosswise, the case is literal" if shows else None
+
+
+def pytest_cases(implementation: Implementation, kinds: Iterable[str] | None = None, dtype: str | None = None) -> Any:
+    """A parametrised pytest test, one for each stored case: ``test_randlora = pytest_cases(my_function)``."""
+    import pytest
+
+    cases = [case for case in stored_cases() if kinds is None or case.kind in tuple(kinds)]
+
+    @pytest.mark.parametrize("case", cases, ids=[case.id for case in cases])
+    def test(case: Case) -> None:
+        report = check(implementation, cases=[case], dtype=dtype)
+        if report.absent and not report.failures:
+            pytest.skip(f"{report.absent[0][1]}: {report.absent[0][2]}")
+        if not report.passed:
+            pytest.fail("\n".join(report.lines()), pytrace=False)
+
+    return test
+
+
+def search(implementation: Implementation, count: int = 200, seed: int = 0, target: str = "implementation") -> Report:
+    """Random exact layers by hypothesis, shrunk to a smallest one that fails; the report names ``seed``."""
+    import hypothesis
+    from hypothesis import strategies as st
+
+    found: list[Case] = []
+    passed: set[int] = set()
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=count, database=None, deadline=None, phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
+        suppress_health_check=list(hypothesis.HealthCheck), report_multiple_bugs=False, print_blob=False,
+    )  # fmt: skip
+    @hypothesis.given(st.data())
+    def one(data: Any) -> None:
+        case = _drawn_case(partial(data.draw), st, seed)
+        wrong, absent = judge(case, run_case(implementation, case))
+        if wrong:
+            found[:] = [case]
+            raise _FoundError
+        if not absent:
+            passed.add(len(passed))
+
+    with suppress(_FoundError):
+        one()
+    report = check(implementation, cases=found, target=target) if found else Report(target, len(passed))
+    again = f"randlora-ref check {target} --random {count} --seed {seed}"
+    failures: tuple[Failure, ...] = tuple(replace(failure, reproduce=again) for failure in report.failures)
+    return replace(report, failures=failures, details={"seed": seed, "count": count, "spec": SPEC_VERSION})
+
+
+class _FoundError(Exception):
+    """A failing case was found."""
+
+
+def _drawn_case(draw: Callable[[Any], Any], st: Any, seed: int) -> Case:
+    """A small exact layer; everything shrinks: sizes to 1, each array to zeros, then ones."""
+    out_features, in_features, r, data = (draw(st.integers(1, 6)) for _ in range(4))
+    D, d = max(out_features, in_features), min(out_features, in_features)
+    n = -(-d // r)
+    pad = [draw(st.integers(0, 2)) for _ in range(3)]
+    lead = draw(st.sampled_from([(1,), (2,), (), (0,), (2, 2)]))
+
+    def array(largest: int, *shape: int) -> Any:
+        fill = draw(st.integers(0, 9))
+        drawn = np.random.default_rng([data, fill, *shape]).integers(-largest, largest + 1, shape)
+        return (drawn if fill > 1 else np.full(shape, fill)).astype(np.float64)
+
+    A, B = np.full((r, d + pad[0]), 99.0), np.full((n + pad[1], D + pad[2], r), 99.0)
+    A[:, :d], B[:n, :D] = array(1, r, d), array(1, n, D, r)
+    scaling = float(draw(st.sampled_from([1, 2, 4])))
+    case = Case(
+        id=f"search-{seed}", kind="layer", A=A, B=B, scaling=scaling, alpha=scaling * r,
+        pairing=draw(st.sampled_from(["literal", "crossed"])), x=array(3, *lead, in_features),
+        weight=array(3, out_features, in_features), bias=draw(st.sampled_from([None, np.arange(out_features) + 1.0])),
+        lambda_=array(3, n, r), gamma=array(3, n, d), dy=array(3, *lead, out_features),
+        merged=draw(st.booleans()), fan_in_fan_out=draw(st.booleans()), exact_in=("float64", "float32"),
+    )  # fmt: skip
+    return replace(case, notes=flags(case))

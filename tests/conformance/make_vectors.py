@@ -1,0 +1,405 @@
+"""Writes the stored vectors, byte for byte the same everywhere: ``python tests/conformance/make_vectors.py``.
+
+Inputs are words of Philox, expected values ``spec``'s on exact fractions, rounded once; bases and ranks are
+``oracle``'s. Cases are only ever appended: an id keeps its meaning.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from randlora_ref import spec
+from randlora_ref.conformance import oracle, vectors
+from randlora_ref.conformance.cases import NOTES, Case, expected, flags, layer_outputs
+
+Array = Any
+DIGITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
+ROGUE = 1009  # what fills the unread part of shared bases
+
+
+class Stream:
+    """Numbers from one stream of words: the same on every machine and with every version of NumPy."""
+
+    def __init__(self, stream: int) -> None:
+        self.words = (oracle.philox_word(20250201, stream, e) for e in range(1 << 30))
+
+    def integers(self, low: int, high: int, *shape: int) -> Array:
+        size = int(np.prod(shape))
+        return np.array([low + next(self.words) % (high - low + 1) for _ in range(size)], dtype=np.float64).reshape(
+            shape
+        )
+
+    def reals(self, dtype: str, *shape: int) -> Array:
+        """Uniform on ±2 with all the digits of ``dtype``."""
+        size = int(np.prod(shape))
+        scaled = [(next(self.words) * 2**32 + next(self.words)) / 2**62 - 2 for _ in range(size)]
+        return np.array(scaled, dtype=dtype).reshape(shape)
+
+
+def layer(
+    id_: str,
+    stream: int,
+    shape: tuple[int, int],
+    r: int,
+    pairing: Any,
+    *,
+    lead: tuple[int, ...] = (3,),
+    pad: tuple[int, int, int] = (0, 0, 0),
+    scaling: float = 1,
+    largest: int = 3,
+    dtype: str = "float64",
+    bases: str | None = None,
+    terms: int | None = None,
+    **changes: Any,
+) -> Case:
+    """A layer case; exact unless ``bases`` names a dialect's kind of bases, such as "peft dense"."""
+    s, D, d = Stream(stream), max(shape), min(shape)
+    n = terms or -(-d // r)
+    sizes = {"x": (*lead, shape[1]), "weight": shape, "bias": shape[:1], "lambda_": (n, r), "gamma": (n, d)}
+    sizes |= {"dy": (*lead, shape[0])}
+    if bases is None:
+        given = {name: s.integers(-largest, largest, *size) for name, size in sizes.items()}
+        A, B = np.full((r, d + pad[0]), ROGUE * 1.0), np.full((n + pad[1], D + pad[2], r), ROGUE * 1.0)
+        A[:, :d], B[:n, :D] = s.integers(-1, 1, r, d), s.integers(-1, 1, n, D, r)
+    else:
+        given = {name: s.reals(dtype, *size) for name, size in sizes.items()}
+        dialect, kind = bases.split()
+        A, B = oracle.bases(stream, [(D + pad[2], d + pad[0])], r, kind, dialect)
+        A, B = A.astype(dtype), B[: n + pad[1]].astype(dtype)
+    tier: Any = "real" if bases else "exact"
+    case = Case(
+        id=id_, kind="layer", tier=tier, pairing=pairing, scaling=scaling, alpha=scaling * r, dtype=dtype,
+        clause="spec.delta_weight, spec.forward, spec.backward; §4.1, Eq. 4", A=A, B=B, **given,
+    )  # fmt: skip
+    case = replace(case, **changes)
+    if tier == "exact":
+        c = case.with_arrays(lambda x: None if x is None else np.abs(x))
+        gauge = max(float(np.max(v, initial=0)) for v in layer_outputs(replace(c, scaling=abs(scaling))).values())
+        case = replace(case, exact_in=tuple(name for name, digits in DIGITS.items() if gauge <= 2**digits))
+    return replace(case, notes=flags(case))
+
+
+def exact_cases() -> Iterator[Case]:
+    """The exact tier: the two worked examples of ``spec``, then shapes, then special cases, each in both pairings."""
+    hand = {
+        "A": np.array([[1.0, 2.0]]), "B": np.array([[[1.0], [0.0], [1.0]], [[0.0], [1.0], [1.0]]]),
+        "lambda_": np.array([[2.0], [1.0]]), "gamma": np.array([[1.0, 3.0], [2.0, 1.0]]),
+    }  # fmt: skip
+    yield layer("exact-001-hand-3x2", 1, (3, 2), 1, "literal", lead=(2,), **hand)
+    yield layer("exact-002-hand-2x3", 2, (2, 3), 1, "literal", lead=(2,), **hand)
+    parts = {
+        "A": np.arange(1.0, 9).reshape(2, 4), "B": np.eye(4).reshape(4, 2, 2).transpose(1, 0, 2),
+        "lambda_": np.ones((2, 2)), "gamma": np.array([[1.0, 1, 1, 1], [1, 0, 1, 0]]),
+    }  # fmt: skip
+    yield layer("exact-003-parting-4x4", 3, (4, 4), 2, "literal", lead=(2,), **parts)
+    yield layer("exact-004-parting-4x4", 3, (4, 4), 2, "crossed", lead=(2,), **parts)
+    shapes: list[tuple[str, tuple[int, int], int, dict[str, Any]]] = [
+        ("tall", (5, 4), 2, {}),
+        ("wide", (4, 5), 2, {}),
+        ("square", (6, 6), 2, {}),
+        ("tall-ragged", (7, 5), 2, {}),
+        ("wide-ragged", (5, 7), 3, {}),
+        ("square-ragged", (5, 5), 2, {}),
+        ("r-is-d", (6, 3), 3, {}),
+        ("r-over-d", (2, 4), 5, {}),
+        ("rank-one", (5, 3), 1, {}),
+        ("square-r-is-n", (4, 4), 2, {"scaling": 2}),
+        ("scaled-2", (7, 4), 2, {"scaling": 2}),
+        ("scaled-4-wide", (4, 6), 3, {"scaling": 4}),
+        ("sliced", (5, 4), 2, {"pad": (3, 2, 1)}),
+        ("sliced-wide", (3, 5), 2, {"pad": (1, 1, 3), "scaling": 2}),
+        ("fan-in-fan-out", (6, 4), 3, {"fan_in_fan_out": True, "scaling": 2}),
+        ("fan-in-fan-out-square", (4, 4), 2, {"fan_in_fan_out": True}),
+        ("merged", (5, 4), 3, {"merged": True, "scaling": 2}),
+        ("merged-square", (6, 6), 3, {"merged": True}),
+        ("no-leading-axis", (4, 3), 2, {"lead": ()}),
+        ("three-leading-axes", (3, 4), 2, {"lead": (2, 1, 3)}),
+        ("empty-batch", (4, 3), 2, {"lead": (0,)}),
+        ("one-row", (3, 5), 2, {"lead": (1,), "scaling": 2}),
+        ("no-bias", (4, 6), 3, {"bias": None}),
+        ("zero-cotangent", (5, 4), 2, {"dy": np.zeros((3, 5))}),
+        ("start", (5, 4), 2, {"lambda_": np.zeros((2, 2)), "scaling": 4}),
+        ("start-wide", (4, 7), 3, {"lambda_": np.zeros((2, 3)), "gamma": np.ones((2, 4)), "scaling": 4}),
+        ("ternary", (3, 2), 2, {"largest": 1, "lead": (2,)}),
+        ("ternary-tall", (5, 4), 2, {"largest": 1, "lead": (2,)}),
+        ("ternary-wide", (3, 4), 2, {"largest": 1, "lead": (2,), "scaling": 2}),
+        ("ternary-square", (4, 4), 2, {"largest": 1, "lead": (2,)}),
+        ("floor", (7, 5), 2, {"terms": 2}),
+        ("one-term-more", (7, 4), 2, {"terms": 3}),
+        ("larger", (9, 8), 3, {"pad": (1, 0, 2), "scaling": 2, "lead": (4,)}),
+        ("larger-wide", (7, 11), 3, {"scaling": 2}),
+    ]
+    number = 4
+    for name, shape, r, options in shapes:
+        for pairing in ("literal", "crossed"):
+            number += 1
+            yield layer(f"exact-{number:03}-{name}-{pairing}", number, shape, r, pairing, **options)
+
+
+def real_cases() -> Iterator[Case]:
+    """The real tier: dense and ternary bases of both dialects, both dtypes."""
+    rows: list[tuple[str, tuple[int, int], int, str, dict[str, Any]]] = [
+        ("tall", (9, 5), 2, "peft dense", {"scaling": 20.0, "pairing": "crossed"}),
+        ("wide", (5, 8), 3, "peft dense", {"scaling": 0.3, "pairing": "crossed", "pad": (2, 0, 3)}),
+        ("square", (6, 6), 4, "peft sparse", {"scaling": 20.0, "pairing": "crossed", "merged": True}),
+        ("very-sparse", (7, 6), 3, "peft very_sparse", {"scaling": 2.0, "pairing": "crossed", "fan_in_fan_out": True}),
+        ("native", (8, 5), 2, "paper dense", {"scaling": 2 / 3**0.5}),
+        ("native-wide", (4, 7), 3, "paper sparse", {"scaling": 2 / 2**0.5, "lead": (2, 2)}),
+        ("native-square", (5, 5), 5, "paper very_sparse", {"scaling": 2.0, "bias": None}),
+        ("native-rank-one", (5, 4), 1, "paper dense", {"scaling": 1.0, "lead": ()}),
+    ]
+    number = 0
+    for name, shape, r, bases, options in rows:
+        for dtype in ("float64", "float32"):
+            number += 1
+            given = {"pairing": "literal", **options}
+            pairing = given.pop("pairing")
+            yield layer(
+                f"real-{number:03}-{name}-{dtype}", 200 + number, shape, r, pairing, dtype=dtype, bases=bases, **given
+            )
+
+
+def other_cases() -> Iterator[Case]:
+    """Bases, starts and counts of both dialects."""
+    number = 0
+    sets = [((5, 3),), ((3, 6),), ((4, 4),), ((6, 3), (3, 6)), ((9, 4), (6, 8))]
+    for dialect in ("paper", "peft"):
+        for kind in ("dense", "sparse", "very_sparse", *((2, 10.5) if dialect == "paper" else ())):
+            for seed, shapes, r in zip((0, 42, 2**32 + 7, 2**63, 3), sets, (2, 3, 2, 4, 1), strict=True):
+                number += 1
+                notes = ("inflated",) if len(shapes) > 1 else ()
+                case = Case(
+                    id=f"bases-{number:03}-{dialect}-{kind}", kind="bases", dialect=dialect, seed=seed, shapes=shapes,
+                    rank=r, kind_of_basis=kind, clause="bases; §6.4, §C.5.1", notes=notes, dtype="float32",
+                )  # fmt: skip
+                yield replace(case, seed=next(s for s in range(seed, seed + 99) if has_deviation(case, s)))
+    for number, (dialect, shape, r) in enumerate(
+        ((dialect, shape, r) for dialect in ("paper", "peft") for shape, r in (((5, 3), 2), ((3, 8), 1), ((4, 4), 6))),
+        1,
+    ):
+        yield Case(
+            id=f"start-{number:03}-{dialect}",
+            kind="start",
+            dialect=dialect,
+            shape=shape,
+            rank=r,
+            clause="dialects; Λ = 0",
+        )
+    networks = [
+        ((768, 768),),
+        ((3072, 768), (768, 3072)),
+        ((896, 896), (128, 896)) * 24,
+        ((1024, 3584), (256, 1024)),
+        ((7, 5),),
+    ]
+    for number, (dialect, shapes, r) in enumerate(
+        ((dialect, shapes, r) for dialect in ("paper", "peft") for shapes in networks for r in (1, 32, 60)), 1
+    ):
+        yield Case(
+            id=f"count-{number:03}-{dialect}", kind="count", dialect=dialect, shapes=shapes, rank=r,
+            clause="spec.number_of_terms; §4.1", notes=("ragged",) if any(min(s) % r for s in shapes) else (),
+        )  # fmt: skip
+
+
+def has_deviation(case: Case, seed: int) -> bool:
+    """Whether PEFT can divide by the deviation: a small ternary A may be all zero."""
+    try:
+        return bool(expected(replace(case, seed=seed)))
+    except ZeroDivisionError:
+        return False
+
+
+def rank_cases() -> Iterator[Case]:
+    """Factors whose rank is certain, and why it is what it is."""
+    rows: list[tuple[str, tuple[int, int], int, int, dict[str, Any]]] = [
+        ("full", (6, 5), 2, 5, {}),
+        ("full-wide", (4, 7), 3, 4, {}),
+        ("zero-column", (6, 5), 2, 4, {"zero": 2}),
+        ("equal-gammas", (6, 5), 2, 2, {"equal": True}),
+        ("too-few-terms", (6, 5), 2, 4, {"terms": 2}),
+        ("zero-lambda", (5, 4), 2, 0, {"lambda_": np.zeros((2, 2))}),
+        ("square", (6, 6), 2, 6, {"scaling": 2}),
+    ]
+    number = 0
+    for name, shape, r, rank, options in rows:
+        for pairing in ("literal", "crossed"):
+            number += 1
+            for stream in range(300 + number, 9999, 100):  # the first that has the rank it should
+                case = rank_case(f"rank-{number:03}-{name}-{pairing}", stream, shape, r, pairing, **options)
+                if oracle.exact_rank(case) == rank:
+                    break
+            yield case
+    B = np.array([[[1.0], [0]], [[0], [1]], [[1], [0]]])
+    gamma = np.array([[1.0, 0], [0, 1], [-1, 0]])
+    factors = {"A": np.ones((1, 2)), "B": B, "lambda_": np.ones((3, 1)), "gamma": gamma}
+    yield rank_case("rank-015-cancelling", 0, (2, 2), 1, "literal", terms=3, **factors)
+
+
+def rank_case(
+    id_: str,
+    stream: int,
+    shape: Any,
+    r: int,
+    pairing: Any,
+    zero: int | None = None,
+    equal: bool = False,
+    **options: Any,
+) -> Case:
+    """The factors of a layer case; column ``zero`` of A zero, all rows of Γ ``equal``."""
+    made = layer("", stream, shape, r, pairing, **options)
+    A, gamma = made.A.copy(), made.gamma.copy()
+    if zero is not None:
+        A[:, zero] = 0
+    if equal:
+        gamma[:] = gamma[0] + 4 * (gamma[0] == 0)
+    case = Case(
+        id=id_, kind="rank", shape=shape, pairing=pairing, A=A, B=made.B, lambda_=made.lambda_, gamma=gamma,
+        scaling=made.scaling, clause="rank; §4.1, Lemma D.1",
+    )  # fmt: skip
+    return replace(case, notes=("deficient",) if oracle.exact_rank(case) < min(shape) else ())
+
+
+def to_float64(x: Array) -> Array:
+    return np.array([float(v) for v in np.asarray(x).flat]).reshape(np.shape(x))
+
+
+def full_json(case: Case) -> dict[str, Any]:
+    """A case with its expected results, and what helps to find a fault."""
+    out = {**vectors.case_to_json(case)}
+    if case.kind == "layer":
+        results = layer_outputs(case, Fraction)
+        dtype = "int" if case.tier == "exact" else "float64"
+        out["expected"] = {name: vectors.encode(to_float64(results[name]), dtype) for name in case.wanted}
+        if case.tier == "real":
+            absolute = case.with_arrays(lambda x: None if x is None else np.abs(x))
+            gauge = layer_outputs(replace(absolute, scaling=abs(case.scaling)), Fraction)
+            out["gauge"] = {name: vectors.encode(to_float64(gauge[name]), dtype) for name in case.wanted}
+        else:
+            n = len(case.lambda_)
+            A, B = spec.layer_bases(case.A, case.B, n, case.weight.shape)
+            paired = np.stack([spec.term_basis(B, j, case.pairing) for j in range(n)])
+            scaled = case.lambda_[:, :, None] * spec.khatri_rao(A, case.gamma)
+            out["intermediate"] = {"B_paired": vectors.encode(paired), "lambda_A_gamma": vectors.encode(scaled)}
+    elif case.kind == "bases":
+        out["expected"] = {name: vectors.encode(x.astype(np.float32), "float32") for name, x in expected(case).items()}
+        if case.dialect == "paper":
+            words = {f"stream {t}": [oracle.philox_word(case.seed, t, e) for e in range(8)] for t in (0, 1)}
+        else:
+            stream = oracle.mt19937(case.seed)
+            words = {"MT19937": [next(stream) for _ in range(8)]}
+        out["intermediate"] = {name: [f"{word:08x}" for word in some] for name, some in words.items()}
+    else:
+        dtype = "float64" if case.kind == "start" else "int"
+        out["expected"] = {name: vectors.encode(x, dtype) for name, x in expected(case).items()}
+    return out
+
+
+def negative_cases(exact: Case, real: Case) -> list[dict[str, Any]]:
+    """What must be refused: text, cases with one fault each, and results that a right comparison rejects."""
+    whole = json.dumps(full_json(exact), ensure_ascii=False)
+
+    def case_with(path: str, value: Any) -> Any:
+        one = json.loads(whole)
+        *way, last = path.split(".")
+        place = one
+        for key in way:
+            place = place[key]
+        place[last] = value
+        return one
+
+    malformed = {
+        "truncated": whole[:-9], "duplicate-key": '{"id": 1, "id": 2}', "nan": '{"x": NaN}',
+        "infinity": '{"x": -Infinity}', "trailing-comma": "[1,]", "single-quotes": "{'a': 1}", "empty": "",
+        "two-values": "1 2", "comment": "[1] // one",
+    }  # fmt: skip
+    invalid = {
+        "unknown-kind": case_with("kind", "layers"), "unknown-pairing": case_with("given.pairing", "both"),
+        "text-for-array": case_with("given.x", "1 2 3"), "list-for-array": case_with("given.x", [1, 2]),
+        "short-data": case_with("given.x.data", [1]), "float-in-int": case_with("given.x.data", [0.5] * exact.x.size),
+        "negative-size": case_with("given.x.shape", [-1, 2]), "huge-size": case_with("given.x.shape", [2**60, 2]),
+        "unknown-dtype": case_with("given.x.dtype", "float8"), "boolean-scaling": case_with("given.scaling", True),
+        "wrong-columns": case_with("given.A", vectors.encode(np.ones((1, 1)))), "no-given": case_with("given", {}),
+        "ragged-terms": case_with("given.gamma", vectors.encode(np.ones((3, 2)))), "extra-key": case_with("run", "x"),
+        "missing-result": case_with("expected", {}), "text-merged": case_with("given.merged", "yes"),
+    }  # fmt: skip
+    out: list[dict[str, Any]] = [
+        {"id": f"malformed-{name}", "fault": "malformed", "text": text} for name, text in malformed.items()
+    ]
+    out += [{"id": f"invalid-{name}", "fault": "invalid", "case": case} for name, case in invalid.items()]
+    right = {name: to_float64(x) for name, x in layer_outputs(exact, Fraction).items()}
+    close = {name: to_float64(x) for name, x in layer_outputs(real, Fraction).items()}
+
+    def spoiled(id_: str, of: Case, base: dict[str, Array], tensor: str, change: Any, fault: str = "mismatch") -> None:
+        lists = {name: x.tolist() for name, x in base.items()}
+        out.append(
+            {
+                "id": f"{fault}-{id_}",
+                "fault": fault,
+                "of": of.id,
+                "results": {**lists, tensor: change(base[tensor].copy())},
+            }
+        )
+
+    spoiled(
+        "one-entry-by-one", exact, right, "dgamma", lambda x: (x + (np.arange(x.size) == 0).reshape(x.shape)).tolist()
+    )
+    spoiled("sign", exact, right, "dlambda", lambda x: (-x).tolist())
+    spoiled("transposed", exact, right, "delta_weight", lambda x: x.T.tolist())
+    spoiled("flat", exact, right, "y", lambda x: x.ravel().tolist())
+    spoiled("extra-axis", exact, right, "y", lambda x: x[None].tolist())
+    spoiled("empty", exact, right, "dx", lambda x: [])
+    spoiled("zero", exact, right, "dx", lambda x: (0 * x).tolist())
+    spoiled("text", exact, right, "y", lambda x: [[str(v) for v in row] for row in x])
+    spoiled("one-part-in-a-million", real, close, "y", lambda x: (x * (1 + 1e-6)).tolist())
+    spoiled("single-precision", real, close, "dlambda", lambda x: x.astype(np.float32).tolist())
+    for word in ("NaN", "Infinity", "-Infinity"):
+        spoiled(
+            word.lower().strip("-") + ("-below" if "-" in word else ""),
+            exact,
+            right,
+            "y",
+            lambda x, w=word: w,
+            "non-finite",
+        )
+    return out
+
+
+def files() -> dict[str, str]:
+    """Every generated file's text by name."""
+    exact, real, other = list(exact_cases()), list(real_cases()), list(other_cases())
+    cases = {"layer-exact.json": exact, "layer-real.json": real, "rank.json": list(rank_cases())}
+    cases |= {f"{kind}.json": [c for c in other if c.kind == kind] for kind in ("bases", "start", "count")}
+    texts = {name: as_text("cases", [full_json(case) for case in some]) for name, some in cases.items()}
+    negatives = negative_cases(exact[0], real[0])
+    texts["negative.json"] = as_text("cases", negatives)
+    summed = vectors.exact_digest((c.id, {k: v for k, v in layer_outputs(c).items() if k in c.wanted}) for c in exact)
+    manifest = {
+        "format": vectors.FORMAT, "version": vectors.VERSION, "spec_version": spec.SPEC_VERSION, "license": "CC0-1.0",
+        "exact_sha256": summed,
+        "files": {
+            name: {"sha256": hashlib.sha256(text.encode()).hexdigest(), "cases": len(cases.get(name, negatives))}
+            for name, text in sorted(texts.items())
+        },
+        "notes": NOTES,
+    }  # fmt: skip
+    return {**texts, "MANIFEST.json": json.dumps(manifest, ensure_ascii=False, indent=2) + "\n"}
+
+
+def as_text(key: str, rows: list[Any]) -> str:
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows)
+    return f'{{"format":"{vectors.FORMAT}","version":{vectors.VERSION},"{key}":[\n{lines}\n]}}\n'
+
+
+if __name__ == "__main__":
+    vectors.STORED.mkdir(parents=True, exist_ok=True)
+    for name, text in files().items():
+        (vectors.STORED / name).write_text(text, encoding="utf-8")

@@ -1,0 +1,247 @@
+"""Ways in: right implementations pass, each wrong one is named, and a program may do whatever it likes."""
+
+import importlib.util
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from randlora_ref.conformance import Case, check, check_target, find_case, pytest_cases, reference, search, stored_cases
+from randlora_ref.conformance.ways import Program, load_function, results_file
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+wrong = example("wrong")
+
+
+def test_the_package_itself_passes_in_five_seconds() -> None:
+    report = check(reference)
+    assert report.passed, "\n".join(report.lines())
+    assert report.passed_cases == len(stored_cases())
+    assert report.seconds < 5
+
+
+@pytest.mark.parametrize("name", wrong.RIGHT)
+def test_right_implementations_pass(name: str) -> None:
+    run, dtype = wrong.RIGHT[name]
+    report = check(run, ["layer"], dtype=dtype)
+    assert report.passed, "\n".join(report.lines())
+    assert report.passed_cases >= 50
+
+
+def test_there_are_enough_wrong_ones() -> None:
+    assert len(wrong.WRONG) >= 30
+    assert {one.kind for one in wrong.WRONG.values()} == {"layer", "bases", "start", "count"}
+
+
+@pytest.mark.parametrize("name", wrong.WRONG)
+def test_wrong_implementations_are_caught_and_named(name: str) -> None:
+    implementation = wrong.WRONG[name]
+    report = check(implementation, [implementation.kind])
+    assert not report.passed
+    assert report.diagnosis == implementation.diagnosis
+    assert all(failure.case.kind == implementation.kind for failure in report.failures)
+
+
+def test_ties_are_all_listed() -> None:
+    """On a square case with s = 2 and r = 2, α for α/r and s squared are the same number."""
+    cases = [c for c in stored_cases() if c.scaling == 2 and c.kind == "layer" and c.lambda_.shape[1] == 2]
+    report = check(wrong.WRONG["alpha"], cases=cases)
+    assert "scaling alpha, not alpha/r" in report.diagnosis
+    assert "scaling applied twice" in report.diagnosis
+
+
+def test_a_failure_says_all_it_takes() -> None:
+    report = check(wrong.WRONG["literal"], ["layer"], target="wrong:literal")
+    text = "\n".join(report.failures[0].lines())
+    assert report.failures[0].case.id in text
+    for part in ("§4.1", "entries", "expected", "got", "no tolerance", "looks like: literal pairing"):
+        assert part in text
+    assert f"randlora-ref check wrong:literal --case {report.failures[0].case.id}" in text
+    assert json.loads(json.dumps(report.to_json()))["passed"] is False
+
+
+def test_cases_are_found_again_by_their_id() -> None:
+    assert find_case("exact-001-hand-3x2").lambda_.tolist() == [[2], [1]]
+    assert find_case("random-peft-3-17").id == "random-peft-3-17"
+    with pytest.raises(ValueError, match="case: 'no'; it must be an id"):
+        find_case("no")
+
+
+# -- module:function and results files --------------------------------------------------------------------
+
+
+def test_module_and_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_target("randlora_ref.conformance:reference", kinds=["count"]).passed
+    monkeypatch.chdir(EXAMPLES)
+    report = check_target("wrong:crossed", kinds=["layer"])
+    assert report.diagnosis == "crossed pairing"
+
+
+@pytest.mark.parametrize(
+    "target", ["nowhere:f", "json:nothing", "json", "json:loads:dumps", ":", "json:__name__", "os;ls:x", "../a:b", ""]
+)
+def test_bad_targets_are_refused(target: str) -> None:
+    with pytest.raises(ValueError, match=r"^target: "):
+        check_target(target)
+    with pytest.raises(ValueError, match=r"^target: "):
+        load_function(target)
+
+
+def results() -> dict[str, Any]:
+    rows = {}
+    for case in stored_cases():
+        if case.kind in ("layer", "count"):
+            out = reference(case)
+            rows[case.id] = {k: x.tolist() if hasattr(x, "tolist") else x for k, x in out.items() if k in case.wanted}
+    return {"format": "randlora-results", "version": 1, "results": rows}
+
+
+def test_a_results_file_is_checked_offline(tmp_path: Path) -> None:
+    content = results()
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(content))
+    report = check_target(str(path), kinds=["layer", "count"])
+    empty = sum(case.x.shape[0] == 0 for case in stored_cases() if case.kind == "layer" and case.x.ndim > 1)
+    assert len(report.failures) == empty  # nested lists cannot say (0, 4); the vectors' form can
+    content["results"]["exact-001-hand-3x2"]["y"][0][0] += 1
+    path.write_text(json.dumps(content))
+    failures = check_target(str(path), kinds=["layer", "count"]).failures
+    assert len(failures) == empty + 1
+    assert not check_target(str(path), kinds=["rank"]).passed  # nothing came
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda c: c.update(format="x"), "format 'randlora-results'"),
+        (lambda c: c.update(results=[]), "it must be an object by case id"),
+        (lambda c: c["results"].update({"exact-999": {}}), "case 'exact-999' of results"),
+    ],
+)
+def test_bad_results_files_are_refused(tmp_path: Path, change: Any, match: str) -> None:
+    content = results()
+    change(content)
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=match):
+        results_file(path)
+    path.write_text(json.dumps(content)[:-5])
+    with pytest.raises(ValueError, match=r"results\.json"):
+        results_file(path)
+    with pytest.raises(ValueError, match="No such file"):
+        results_file(tmp_path / "none.json")
+
+
+# -- programs ---------------------------------------------------------------------------------------------
+
+
+def test_the_python_client_passes() -> None:
+    report = check_target(command=f"{sys.executable} {EXAMPLES / 'client.py'}")
+    assert not report.failures, "\n".join(report.lines())
+    assert report.passed_cases >= 100
+    assert report.seconds < 20
+    assert {reason for _, _, reason in report.absent} == {
+        f"unsupported: no {k} here" for k in ("bases", "start", "rank")
+    }
+
+
+def test_the_javascript_client_passes() -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed")
+    report = check_target(command=f"{node} {EXAMPLES / 'client.mjs'}", kinds=["layer"])
+    assert report.passed, "\n".join(report.lines())
+    assert report.seconds < 20
+
+
+def program(body: str) -> str:
+    return f"{sys.executable} -c '{body}'"
+
+
+CASES = [case for case in stored_cases() if case.kind == "count"][:3]
+
+
+@pytest.mark.parametrize(
+    ("body", "match"),
+    [
+        ("import time; time.sleep(60)", "no answer in"),
+        ("print(1)", "; it must be an object with the case's id"),
+        ("import sys; sys.exit(3)", "the program has ended"),
+        ("print(0, end=str())", "an unfinished one"),
+        ('print("x" * 100)', "bad answer: answer: "),
+        ('print("[" * 100000)', "nested too deeply"),
+        ('while True: print("x" * 65536, end="")', "a line of over 16777216 bytes"),
+        ('while True: print("{}")', "must be an object with the case"),
+        ('import os; os.write(1, b"\\xff\\xfe\\n")', "bad answer: answer: "),
+    ],
+)
+def test_bad_programs_get_a_verdict_in_bounded_time(body: str, match: str) -> None:
+    begin = time.monotonic()
+    with Program(program(body), seconds=0.5) as child:
+        report = check(child, cases=CASES)
+    assert time.monotonic() - begin < 8
+    assert not report.passed
+    assert len(report.failures) == len(CASES)
+    assert match in "\n".join(report.lines())
+
+
+def test_a_program_that_fails_too_often_is_left_alone() -> None:
+    many = [case for case in stored_cases() if case.kind == "count"][:6]
+    with Program(program("import time; time.sleep(60)"), seconds=0.1) as child:
+        report = check(child, cases=many)
+    assert len(report.failures) == 6
+    assert sum("not asked: the program failed 3 times" in "\n".join(f.lines()) for f in report.failures) == 3
+
+
+@pytest.mark.parametrize("command", ["", "/nowhere/at/all", "''"])
+def test_a_program_that_is_none_is_refused(command: str) -> None:
+    with pytest.raises(ValueError, match=r"^command: "):
+        check_target(command=command)
+
+
+# -- pytest and hypothesis --------------------------------------------------------------------------------
+
+
+def test_three_lines_give_one_test_per_case(tmp_path: Path) -> None:
+    test = pytest_cases(wrong.WRONG["no_bias"], ["layer", "count"])
+    cases = test.pytestmark[0].args[1]
+    assert [case.id for case in cases] == test.pytestmark[0].kwargs["ids"]
+    assert {case.kind for case in cases} == {"layer", "count"}
+    passing = next(case for case in cases if "no bias" in case.notes)
+    test(passing)
+    with pytest.raises(pytest.fail.Exception, match="looks like: bias"):
+        test(cases[0])
+    with pytest.raises(pytest.skip.Exception, match="unsupported: layer cases alone"):
+        test(next(case for case in cases if case.kind == "count"))
+
+
+def test_a_search_shrinks_to_a_smallest_failure() -> None:
+    report = search(wrong.WRONG["crossed"], 100, seed=5)
+    case: Case = report.failures[0].case
+    n, r = case.lambda_.shape
+    assert report.diagnosis == "crossed pairing"
+    assert (n, r) == (2, 2)  # the least in which the pairings part
+    assert not case.x.any()
+    assert case.bias is None
+    assert "--random 100 --seed 5" in report.failures[0].reproduce
+    right = search(reference, 40, seed=5)
+    assert right.passed
+    assert right.passed_cases >= 30
+    assert not search(lambda case: {}, 5).passed
