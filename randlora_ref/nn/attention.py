@@ -37,7 +37,7 @@ def additive_mask(like: Array, size: int, *, causal: bool = False, mask: Array |
         if mask.ndim != 2 or mask.shape[1] != size or arrays.dtype_name(mask)[:3] not in ("boo", "int", "uin"):
             found = f"{arrays.dtype_name(mask)} of shape {tuple(mask.shape)}"
             raise ValueError(f"mask: {found}; it must be (batch, {size}), boolean or integer")
-        seen = (mask != 0)[:, None, None, None, :]
+        seen = (mask if arrays.dtype_name(mask)[:3] == "boo" else mask != 0)[:, None, None, None, :]
     if causal:
         place = xp.arange(size, **arrays.on(arrays.device_of(like)))
         before = (place[None, :] <= place[:, None])[None, None, None, :, :]
