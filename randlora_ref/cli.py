@@ -62,13 +62,21 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0, help="seed of the random cases (default: 0)")
 
     command = add("check", check, "cross-check an implementation against the specification")
-    command.add_argument("target", metavar="TARGET", help="peft: the installed one")
+    targets = "peft (the installed one), module:function, or a results file (….json)"
+    command.add_argument("target", nargs="?", metavar="TARGET", help=targets)
+    command.add_argument("--exec", dest="program", metavar="COMMAND", help="a program that answers JSON lines, instead")
+    command.add_argument("--kinds", nargs="+", metavar="KIND", help="some of layer, bases, start, count, rank")
+    command.add_argument("--dtype", help="the precision it declares, such as bfloat16 (default: each case's own)")
+    command.add_argument("--case", help="one case alone, by its id")
+    command.add_argument("--random", type=int, default=0, metavar="N", help="N random layers instead of stored cases")
+    command.add_argument("--seed", type=int, default=0, help="of the random layers (default: 0)")
     dialect = ("peft", "paper")
     command.add_argument("--dialect", choices=dialect, default="peft", help="what to hold PEFT to (default: peft)")
-    command.add_argument("--count", type=int, default=240, help="how many random cases (default: 240)")
-    command.add_argument("--seed", type=int, default=0, help="seed of the random cases (default: 0)")
 
-    command = add("rank", rank, "the proven rank of an update: of a file or folder, or of a shape, rank, dialect and seed")
+    command = add("vectors", vectors, "write the test vectors, their manifest and schema for use elsewhere")
+    command.add_argument("folder", metavar="DIR", help="made if need be")
+
+    command = add("rank", rank, "the proven rank of an update, from a file or folder, or from a shape, rank and seed")
     command.add_argument("source", nargs="?", help="a .npz of factors, or the folder of an adapter that PEFT saved")
     command.add_argument("--shape", type=int, nargs=2, metavar=("OUT", "IN"), default=(64, 48), help="default: 64 48")
     command.add_argument("--rank", type=int, default=8, help="of the bases (default: 8)")
@@ -164,17 +172,32 @@ def dialects(arguments: argparse.Namespace) -> Report:
 
 def check(arguments: argparse.Namespace) -> Report:
     """``randlora-ref check``."""
-    from .conformance import check_peft
+    from .conformance import check_target
 
-    if arguments.target != "peft":
-        raise ValueError(f"TARGET: {arguments.target!r}; it must be peft")
-    if arguments.count < 1:
-        raise ValueError(f"--count: {arguments.count}; it must be at least 1")
+    if arguments.random < 0:
+        raise ValueError(f"--random: {arguments.random}; it must be a number of layers")
     progress = Progress()
-    seed = check_seed(arguments.seed)
-    report = check_peft(arguments.dialect, arguments.count, seed, lambda done, of: progress(f"case {done} of {of}"))
+    report = check_target(
+        arguments.target,
+        command=arguments.program,
+        kinds=arguments.kinds,
+        dtype=arguments.dtype,
+        case=arguments.case,
+        dialect=arguments.dialect,
+        random=arguments.random,
+        seed=check_seed(arguments.seed),
+        progress=lambda done, of: progress(f"case {done} of {of}"),
+    )
     progress("")
     return report.lines(), report.to_json(), report.passed
+
+
+def vectors(arguments: argparse.Namespace) -> Report:
+    """``randlora-ref vectors``."""
+    from .conformance import write_vectors
+
+    written = [str(path) for path in write_vectors(arguments.folder)]
+    return written, {"written": written}, True
 
 
 def rank(arguments: argparse.Namespace) -> Report:

@@ -124,7 +124,63 @@ def test_count_beside_the_printed(capsys: Any) -> None:
     status, out, _ = run(capsys, "count", "--model", "Llama-3.2-3B", "--method", "lora", "--rank", "1", "--json")
     assert status == 0
     assert json.loads(out)[0]["learned"] == 9_175_040 // 32
-    for wrong in (("--rank", "3"), ("--model", "GPT-5"), ("--model", "Llama-3.2-3B", "--method", "lora", "--rank", "0")):
+    no_rank = ("--model", "Llama-3.2-3B", "--method", "lora", "--rank", "0")
+    for wrong in (("--rank", "3"), ("--model", "GPT-5"), no_rank):
         status, _, err = run(capsys, "count", *wrong)
         assert status == 2
         assert "must be" in err or "needs" in err
+
+
+def test_check_passes_the_reference_and_names_a_fault(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Status 0 and every case; status 1 and the diagnosis, for a function of a module in the current folder."""
+    status, out, _ = run(capsys, "check", "randlora_ref.conformance:reference")
+    assert status == 0
+    assert re.search(r"PASSED, \d{3} cases passed, 0 failed, 0 not fully checked", out)
+    monkeypatch.chdir(Path(__file__).parents[1] / "examples")
+    status, out, _ = run(capsys, "check", "wrong:crossed", "--kinds", "layer", "--json")
+    found = json.loads(out)
+    assert status == 1
+    assert not found["passed"]
+    assert "crossed pairing" in found["diagnosis"]
+    case = found["failures"][0]["case"]
+    status, out, _ = run(capsys, "check", "wrong:crossed", "--case", case)
+    assert status == 1
+    assert f"FAIL {case}" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give one of peft, module:function, a results file, or a command"),
+        (("nowhere:function",), "'nowhere:function': No module named 'nowhere'"),
+        (("missing.json",), "missing.json: No such file or directory"),
+        (("--exec", "no-such-program"), "'no-such-program': No such file or directory; it must be a program"),
+        (("peft", "--case", "layer-999"), "case: 'layer-999'; it must be an id of the vectors"),
+        (("a:b", "--random", "-1"), "--random: -1; it must be"),
+        (("randlora_ref.conformance:reference", "--kinds", "layers"), "kinds: 'layers'; it must be some of layer"),
+    ],
+)
+def test_check_of_what_is_not_there(capsys: Any, arguments: tuple[str, ...], message: str) -> None:
+    """One line that names it, status 2."""
+    status, out, err = run(capsys, "check", *arguments)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_vectors_are_written(capsys: Any, tmp_path: Path) -> None:
+    """Manifest, schema and cases, under one megabyte in all."""
+    status, out, _ = run(capsys, "vectors", str(tmp_path / "here"))
+    written = [Path(line) for line in out.splitlines()]
+    assert status == 0
+    assert {"MANIFEST.json", "schema.json", "layer-exact.json"} <= {path.name for path in written}
+    assert sum(path.stat().st_size for path in written) < 1_000_000
+
+
+def test_claims_has_a_verdict_for_each(capsys: Any) -> None:
+    """Twelve statements or more, each with its place and its evidence."""
+    status, out, _ = run(capsys, "claims", "--json")
+    found = json.loads(out)
+    assert status == 0
+    assert len(found) >= 12
+    assert all(one["verdict"] in ("holds", "holds corrected", "fails") and one["evidence"] for one in found)

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from fractions import Fraction
 from itertools import chain
 from typing import Any, NamedTuple
@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import arrays, prng, spec
-from ..adapters import RandLoRA
+from ..adapters import FullFineTuning, LoRA, NoLA, RandLoRA, RandLoRAa, VeRA
 from ..adapters.randlora import ORDERS, Order
 from ..bases import Bases, draw_bases, tile
-from . import complex_step, gauge, integers
+from . import blocks, complex_step, gauge, integers
 
 Array = Any
 # (out, in), r, n, leading axes: wide, tall, square, r∤d, r = d, r > d, n = 1, r = 1, no rows, many axes
@@ -27,6 +27,16 @@ PEFT_BASES = {
     "dense": "e6646dc8bd9a6239f51e83e9091373110b5eb17a77494f62f97609797379f0f1",
     "sparse": "9b9e3ce92580f8a7d0770a54786c9826f14e30329ad8d420e7c0ca42b4166aee",
     "very_sparse": "4cb91108ab4a9aac86d048867d89d2dc498ad49112d0be8a25a73105c91f38ed",
+}
+
+
+# Arrays of every other adapter, each with its axes: out, in, D, d, the rank r, n terms or bases.
+BASELINES: dict[Any, dict[str, str]] = {
+    LoRA: {"A": "ri", "B": "or"},
+    VeRA: {"A": "ri", "B": "or", "lambda_b": "o", "lambda_d": "r"},
+    NoLA: {"A": "nri", "B": "nor", "c0": "n", "c1": "n"},
+    FullFineTuning: {"delta": "oi"},
+    RandLoRAa: {"A": "nrd", "B": "nDr", "lambda_": "nr", "gamma": "nd"},
 }
 
 
@@ -80,19 +90,14 @@ class Backend(NamedTuple):
         return {name: arrays.to_numpy(result).astype(np.float64) for name, result in results.items()}
 
 
-def properties(backend: Backend | None = None, seed: int = 0) -> Iterator[Property]:
-    """Every property of the specification, the bases and the layer, one by one, on ``backend`` (None: NumPy)."""
+def properties(
+    backend: Backend | None = None, seed: int = 0, parts: Collection[str] | None = None
+) -> Iterator[Property]:
+    """Every property of the ``PARTS`` asked for (None: all), one by one, on ``backend`` (None: NumPy)."""
     backend = Backend(np) if backend is None else backend
-    parts = {
-        "spec": specification(np.random.default_rng(seed)),
-        "bases": streams(backend),
-        "layer": chain(
-            exact_layer(backend, np.random.default_rng(seed)), real_layer(backend, np.random.default_rng(seed))
-        ),
-    }
-    for name, part in parts.items():
+    for name in PARTS if parts is None else parts:
         try:
-            for found in part:
+            for found in PARTS[name](backend, np.random.default_rng(seed)):
                 yield found._replace(figure=float(found.figure))
         except Exception as error:  # what stops an audit is a finding of the audit
             yield Property(f"{name}: stopped by {type(error).__name__}: {error}", math.inf, 0, "no error")
@@ -105,7 +110,7 @@ def cases(rng: np.random.Generator, layers: tuple[Any, ...] = LAYERS) -> Iterato
             yield integers.layer_case(rng, shape, rank, n, leading, pairing, mask=index % 3 == 2)
 
 
-def specification(rng: np.random.Generator) -> Iterator[Property]:
+def specification(backend: Backend, rng: np.random.Generator) -> Iterator[Property]:
     """``spec`` in floats against exact rationals, against its other form, and its gradients by the exact adjoint."""
     wrong = forms = gap = 0.0
     for case in cases(rng, LAYERS[:-2]):  # rationals are slow
@@ -132,7 +137,7 @@ def _fractions(x: Array) -> Array:
     return np.array([Fraction(value) for value in x.ravel().tolist()], dtype=object).reshape(x.shape)
 
 
-def streams(backend: Backend) -> Iterator[Property]:
+def streams(backend: Backend, rng: np.random.Generator) -> Iterator[Property]:
     """Known answers of both generators, PEFT's bases, and the same native bits from any size, tile and backend."""
     words = prng.philox_words(0, 0, 0, 4).tolist()
     philox = words != [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
@@ -233,6 +238,53 @@ def _complex_step(backend: Backend, rng: np.random.Generator, case: dict[str, An
         exact, size = complex_step.directional(loss, case[name], u), np.sum(abs(expected[name] * u))
         worst = max(worst, gauge.relative_error(np.sum(expected[name] * u), exact, size, 1.0))
     return worst
+
+
+def other_adapters(backend: Backend, rng: np.random.Generator) -> Iterator[Property]:
+    """Every gradient of every other adapter by the exact adjoint, on integers."""
+    for kind, sizes in BASELINES.items():
+        gap = 0.0
+        for out, in_ in ((5, 7), (7, 5)):
+            side = {"o": out, "i": in_, "D": max(out, in_), "d": min(out, in_), "r": 2, "n": 3}
+            own = {name: integers.small(rng, *(side[letter] for letter in letters)) for name, letters in sizes.items()}
+            case = {"x": integers.small(rng, 4, in_), "weight": integers.small(rng, out, in_)}
+            case |= {"bias": integers.small(rng, out), **own}
+            numbers: dict[str, Any] = {} if kind is FullFineTuning else {"rank": 2}
+            numbers |= {"alpha": 2} if kind in (LoRA, NoLA) else {"scale": 0.5} if kind is RandLoRAa else {}
+
+            def run(case: dict[str, Array], kind: Any = kind, own: Any = own, numbers: Any = numbers) -> Any:
+                here = {name: backend.array(x, "float64") for name, x in case.items()}
+                (out, in_), arrays_of = case["weight"].shape, {name: here[name] for name in own}
+                layer = kind(out_features=out, in_features=in_, **arrays_of, **numbers)
+                return layer, *layer.forward(here["x"], here["weight"], here["bias"])
+
+            layer, y, cache = run(case)
+            dy = integers.small(rng, *y.shape)
+            dx, grads = layer.backward(backend.array(dy, "float64"), cache, weight_grad=True)
+            for name, gradient in {"x": dx, **grads._asdict()}.items():
+                step = integers.small(rng, *case[name].shape)
+
+                def f(p: Array, name: str = name, case: Any = case, run: Any = run) -> Array:
+                    return arrays.to_numpy(run(case | {name: p})[1])
+
+                gap += abs(integers.adjoint_gap(f, case[name], arrays.to_numpy(gradient), step, dy))
+        yield Property(f"{kind.__name__}: every gradient by the exact adjoint, sum of gaps", gap, 0, "integers")
+
+
+def transformers(backend: Backend, rng: np.random.Generator) -> Iterator[Property]:
+    """``nn`` and the models by complex step, on the host alone: complex numbers are for NumPy."""
+    if backend.xp is np:
+        for found in blocks.properties(rng):
+            yield Property(*found)
+
+
+PARTS: dict[str, Callable[[Backend, np.random.Generator], Iterator[Property]]] = {
+    "spec": specification,
+    "bases": streams,
+    "layer": lambda backend, rng: chain(exact_layer(backend, rng), real_layer(backend, rng)),
+    "adapters": other_adapters,
+    "transformers": transformers,
+}
 
 
 def backends() -> Iterator[tuple[str, Backend]]:

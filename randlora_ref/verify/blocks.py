@@ -15,7 +15,7 @@ from ..adapters import RandLoRA
 from .complex_step import directional
 
 Array = Any
-LIMIT, FORMULA = 1e-12, "fixed: max|a − b|/max(max|b|, 2⁻¹⁰·largest)"
+LIMIT, FORMULA = 1e-12, "fixed; over max|b| or largest/2¹⁰"
 
 
 class Point(NamedTuple):

@@ -78,8 +78,9 @@ def test_every_property_holds(name: str) -> None:
     backend = audit.Backend(np)
     if name == "strict":
         backend = audit.Backend(array_api_strict, array_api_strict.Device("device1"))
-    failed = [one for one in audit.properties(backend) if not one.ok]
-    assert failed == []
+    found = list(audit.properties(backend))
+    assert [one for one in found if not one.ok] == []
+    assert len(found) >= (50 if name == "numpy" else 20)
 
 
 @pytest.mark.gpu
@@ -127,5 +128,5 @@ def test_the_audit_sees_code_broken_by_hand(fault: str, monkeypatch: pytest.Monk
     """No property is there that cannot fail, and each fault is seen where it is."""
     expected, owner, name, broken = faults()[fault]
     monkeypatch.setattr(owner, name, broken)
-    failed = [one.name for one in audit.properties() if not one.ok]
+    failed = [one.name for one in audit.properties(parts=["spec", "bases", "layer"]) if not one.ok]
     assert any(one.startswith(expected) for one in failed), failed
