@@ -7,16 +7,6 @@ from .llama import Llama, LlamaConfig
 from .vit import ViT, ViTConfig
 
 __all__ = [
-    "CLIP",
-    "GPT2",
-    "CLIPConfig",
-    "GPT2Config",
-    "Gradients",
-    "Llama",
-    "LlamaConfig",
-    "Model",
-    "Module",
-    "ViT",
-    "ViTConfig",
-    "adapt",
-]
+    "CLIP", "GPT2", "CLIPConfig", "GPT2Config", "Gradients", "Llama", "LlamaConfig", "Model", "Module", "ViT",
+    "ViTConfig", "adapt",
+]  # fmt: skip

@@ -1,20 +1,12 @@
 """A causal language model: what GPT-2 and Llama share."""
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from .. import arrays
-from ..nn import IGNORED, additive_mask, check_range, cross_entropy, cross_entropy_backward, rotary_tables
-from .core import Gradients, Model
+from ..nn import IGNORED, additive_mask, check_range, cross_entropy, rotary_tables
+from .core import Gradients, Model, ModelCache
 
 Array = Any
-
-
-class CausalCache(NamedTuple):
-    """``logits`` (B, T, V), the loss's cache, and what backward needs of every step."""
-
-    logits: Array
-    loss: Any
-    steps: dict[str, Any]
 
 
 class CausalModel(Model):
@@ -26,14 +18,14 @@ class CausalModel(Model):
 
     def forward(
         self, ids: Array, labels: Array | None = None, *, attention_mask: Array | None = None
-    ) -> tuple[Array | None, CausalCache]:
+    ) -> tuple[Array | None, ModelCache]:
         """(L, cache): the mean loss of ``labels`` (B, T), each predicted from the tokens before; None without labels.
 
         ``ids`` (B, T) of integers, or embeddings (B, T, k). ``labels`` are not shifted; −100 is left out of the mean.
         ``attention_mask`` (B, T) is zero at padding. IndexError names a token or a label that is out of range.
         """
         self._check(ids, labels, attention_mask)
-        stack, size, steps = self.config.stack(), ids.shape[1], dict[str, Any]()
+        (stack,), size, steps = self.config.stacks(), ids.shape[1], dict[str, Any]()
         x = self.embed(self.TOKENS, ids, steps)
         tables = None
         if self.PLACES is None:
@@ -43,11 +35,11 @@ class CausalModel(Model):
         x = self.run(stack, x, steps, additive_mask(x, size, causal=True, mask=attention_mask), tables)
         logits = self.linear("lm_head", self.norm(self.NORM, x, steps, stack.spec), steps)
         if labels is None:
-            return None, CausalCache(logits, None, steps)
+            return None, ModelCache(logits, None, steps)
         following = arrays.concat(self.xp, [labels[:, 1:], self.xp.full_like(labels[:, :1], IGNORED)], 1)
         rows = arrays.as_rows(self.xp, logits)
         loss, cache = cross_entropy(rows, self.xp.reshape(following, (-1,)), checked=True)
-        return loss, CausalCache(logits, cache, steps)
+        return loss, ModelCache(logits, cache, steps)
 
     def _check(self, ids: Array, labels: Array | None, attention_mask: Array | None) -> None:
         named = {"labels": labels, "attention_mask": attention_mask}
@@ -61,13 +53,10 @@ class CausalModel(Model):
         size = self.config.vocab_size
         check_range(ids=(ids if ids.ndim == 2 else None, size, None), labels=(labels, size, IGNORED))
 
-    def backward(self, cache: CausalCache, *, weights: bool = False, inputs: bool = False) -> Gradients:
+    def backward(self, cache: ModelCache, *, weights: bool = False, inputs: bool = False) -> Gradients:
         """The gradients of L; ``weights`` adds every saved tensor's, ``inputs`` the embedded tokens' (B, T, k)."""
-        if cache.loss is None:
-            raise ValueError("cache: of a forward pass without labels; backward needs the loss")
-        grads, steps, stack = Gradients(weights), cache.steps, self.config.stack()
-        dy = self.xp.reshape(cross_entropy_backward(cache.loss), cache.logits.shape)
-        dy = self.linear_back("lm_head", dy, steps, grads)
+        grads, steps, (stack,) = Gradients(weights), cache.steps, self.config.stacks()
+        dy = self.linear_back("lm_head", self.xp.reshape(cache.d_logits(), cache.logits.shape), steps, grads)
         dy = self.run_back(stack, self.norm_back(self.NORM, dy, steps, grads), steps, grads)
         if self.PLACES is not None:
             self.place_back(self.PLACES, dy, grads)

@@ -8,20 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Self
 
 from .. import arrays
-from ..nn import BlockSpec, additive_mask, check_range, contrastive, contrastive_backward, normalize, normalize_backward
-from .core import Config, Gradients, Model, Module, Stack, bare, check_config, module
+from ..nn import additive_mask, check_range, contrastive, contrastive_backward, normalize, normalize_backward
+from .core import Config, Gradients, Model, ModelCache, Module, Stack, bare, block_spec, module
 
 Array = Any
 ROLES = {
-    "norm1": "layer_norm1",
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.out_proj",
-    "norm2": "layer_norm2",
-    "up": "mlp.fc1",
-    "down": "mlp.fc2",
-}
+    "norm1": "layer_norm1", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
+    "o": "self_attn.out_proj", "norm2": "layer_norm2", "up": "mlp.fc1", "down": "mlp.fc2",
+}  # fmt: skip
 WORDS, TEXT_PLACES, TEXT_NORM = (
     f"text_model.{name}" for name in ("embeddings.token_embedding", "embeddings.position_embedding", "final_layer_norm")
 )
@@ -35,7 +29,7 @@ PRE_NORM, POST_NORM = "vision_model.pre_layrnorm", "vision_model.post_layernorm"
 class Tower(Config):
     """The keys that both towers' configurations share."""
 
-    MODEL_TYPE: ClassVar[str] = ""
+    PREFIX: ClassVar[str]
     hidden_size: int = 512
     intermediate_size: int = 2048
     num_hidden_layers: int = 12
@@ -43,25 +37,11 @@ class Tower(Config):
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
 
-    def __post_init__(self) -> None:
-        self.stack("")
-
-    def stack(self, tower: str, **sizes: int) -> Stack:
-        """The blocks under the prefix of ``tower``."""
-        width, heads = self.hidden_size, self.num_attention_heads
-        sizes |= {"intermediate_size": self.intermediate_size, "num_hidden_layers": self.num_hidden_layers}
-        kind = check_config("hidden_size", self.hidden_act, width, heads, **sizes)
-        spec = BlockSpec(
-            width=width,
-            hidden=self.intermediate_size,
-            heads=heads,
-            key_heads=heads,
-            head_width=width // heads,
-            eps=self.layer_norm_eps,
-            activation=kind,
-            biases=frozenset(ROLES),
-        )
-        return Stack(f"{tower}.encoder.layers", self.num_hidden_layers, spec, ROLES)
+    def stacks(self) -> tuple[Stack, ...]:
+        """The blocks."""
+        numbers = (self.hidden_size, self.intermediate_size, self.num_attention_heads, self.layer_norm_eps)
+        spec = block_spec(*numbers, self.hidden_act, ROLES)
+        return (Stack(f"{self.PREFIX}.encoder.layers", self.num_hidden_layers, spec, ROLES),)
 
 
 @dataclass(frozen=True)
@@ -69,6 +49,7 @@ class TextConfig(Tower):
     """The keys of ``text_config``. The text's vector is taken at ``eos_token_id``; 2 means at the largest token."""
 
     MODEL_TYPE: ClassVar[str] = "clip_text_model"
+    PREFIX: ClassVar[str] = "text_model"
     vocab_size: int = 49408
     max_position_embeddings: int = 77
     eos_token_id: int = 49407
@@ -79,17 +60,13 @@ class VisionConfig(Tower):
     """The keys of ``vision_config``."""
 
     MODEL_TYPE: ClassVar[str] = "clip_vision_model"
+    PREFIX: ClassVar[str] = "vision_model"
     hidden_size: int = 768
     intermediate_size: int = 3072
     num_attention_heads: int = 12
     image_size: int = 224
     patch_size: int = 32
     num_channels: int = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size: {self.image_size}; it must be a multiple of patch_size, {self.patch_size}")
 
 
 @dataclass(frozen=True)
@@ -108,9 +85,9 @@ class CLIPConfig(Config):
         parts = {key: kind.from_dict(config.get(key) or {}) for key, kind in towers.items()}
         return super().from_dict({**config, **parts})
 
-    def stacks(self) -> tuple[Stack, Stack]:
+    def stacks(self) -> tuple[Stack, ...]:
         """The blocks of the text tower, and of the image tower."""
-        return self.text_config.stack("text_model"), self.vision_config.stack("vision_model")
+        return self.text_config.stacks() + self.vision_config.stacks()
 
     def modules(self) -> Iterator[Module]:
         """Every module."""
@@ -131,16 +108,6 @@ class CLIPConfig(Config):
         yield module("visual_projection", (self.projection_dim, width), linear=True)
 
 
-class CLIPCache(NamedTuple):
-    """``logits`` (texts, images), the unit vectors' caches and the loss's, and what backward needs of every step."""
-
-    logits: Array
-    loss: Any
-    chosen: Array  # 1 at the token whose vector is the text's, (B, T, 1)
-    units: tuple[Any, Any]
-    steps: dict[str, Any]
-
-
 class CLIPInputs(NamedTuple):
     """Gradients of the embedded tokens (B, T, k) and of the pixels (B, C, H, W)."""
 
@@ -155,7 +122,7 @@ class CLIP(Model):
 
     def forward(
         self, ids: Array, pixels: Array, *, attention_mask: Array | None = None, embeddings: Array | None = None
-    ) -> tuple[Array, CLIPCache]:
+    ) -> tuple[Array, ModelCache]:
         """(L, cache): the contrastive loss of texts ``ids`` (B, T) and images ``pixels`` (B, C, H, W), pairs by place.
 
         ``attention_mask`` (B, T) is zero at padding; ``embeddings`` (B, T, k) stand for the embedded tokens.
@@ -166,15 +133,16 @@ class CLIP(Model):
         text, vision = self.config.stacks()
         x = self.embed(WORDS, ids if embeddings is None else embeddings, steps) + self.tensors(TEXT_PLACES)[0][:size, :]
         x = self.run(text, x, steps, additive_mask(x, size, causal=True, mask=attention_mask))
-        chosen = self._chosen(ids)
-        x = self.norm(TEXT_NORM, self.xp.sum(x * chosen, axis=1), steps, text.spec)  # by rows: one of each is enough
-        texts, text_unit = normalize(self.linear("text_projection", x, steps))
+        steps["chosen"] = self._chosen(ids)
+        x = self.xp.sum(x * steps["chosen"], axis=1)  # the norm works by rows: one of each text is enough
+        x = self.norm(TEXT_NORM, x, steps, text.spec)
+        texts, steps["texts"] = normalize(self.linear("text_projection", x, steps))
         x = self.see(pixels, PATCH, TOKEN, PLACES, self.config.vision_config.image_size, steps)
         x = self.run(vision, self.norm(PRE_NORM, x, steps, vision.spec), steps)
         x = self.norm(POST_NORM, x[:, 0, :], steps, vision.spec)
-        images, image_unit = normalize(self.linear("visual_projection", x, steps))
+        images, steps["images"] = normalize(self.linear("visual_projection", x, steps))
         loss, cache = contrastive(texts, images, self.tensors("logit_scale")[0])
-        return loss, CLIPCache(cache[0], cache, chosen, (text_unit, image_unit), steps)
+        return loss, ModelCache(cache[0], cache, steps)
 
     def _check(self, ids: Array, pixels: Array, attention_mask: Array | None, embeddings: Array | None) -> None:
         text, named = self.config.text_config, {"attention_mask": attention_mask, "embeddings": embeddings}
@@ -198,18 +166,18 @@ class CLIP(Model):
         places = xp.arange(ids.shape[1], **arrays.on(arrays.device_of(ids)))
         return arrays.astype(xp, places == xp.argmax(marks, axis=1)[:, None], getattr(xp, self.precision))[:, :, None]
 
-    def backward(self, cache: CLIPCache, *, weights: bool = False, inputs: bool = False) -> Gradients:
+    def backward(self, cache: ModelCache, *, weights: bool = False, inputs: bool = False) -> Gradients:
         """The gradients of L; ``weights`` adds every saved tensor's, ``inputs`` a ``CLIPInputs``."""
         grads, steps = Gradients(weights), cache.steps
         text, vision = self.config.stacks()
         d_texts, d_images, d_scale = contrastive_backward(cache.loss)
         self.keep_weight("logit_scale", d_scale, grads)
-        dy = self.linear_back("text_projection", normalize_backward(d_texts, cache.units[0]), steps, grads)
-        dy = self.norm_back(TEXT_NORM, dy, steps, grads)[:, None, :] * cache.chosen
+        dy = self.linear_back("text_projection", normalize_backward(d_texts, steps["texts"]), steps, grads)
+        dy = self.norm_back(TEXT_NORM, dy, steps, grads)[:, None, :] * steps["chosen"]
         words = self.run_back(text, dy, steps, grads)
         self.place_back(TEXT_PLACES, words, grads)
         self.embed_back(WORDS, words, steps, grads)
-        dy = self.linear_back("visual_projection", normalize_backward(d_images, cache.units[1]), steps, grads)
+        dy = self.linear_back("visual_projection", normalize_backward(d_images, steps["images"]), steps, grads)
         dy = self.first_back(self.norm_back(POST_NORM, dy, steps, grads), steps[PATCH])
         dy = self.norm_back(PRE_NORM, self.run_back(vision, dy, steps, grads), steps, grads)
         pixels = self.see_back(dy, PATCH, TOKEN, PLACES, steps, grads) if weights or inputs else None

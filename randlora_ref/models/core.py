@@ -6,7 +6,7 @@ configuration lists its modules, and that list is the one map between the two.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -14,10 +14,13 @@ from .. import arrays
 from ..adapters import Adapter, RandLoRA
 from ..adapters.protocol import check_precision, check_shape
 from ..bases import draw_bases
+from ..dialects import Dialect, get_dialect
 from ..nn import (
     BlockSpec,
+    LinearGrads,
     block,
     block_backward,
+    cross_entropy_backward,
     embedding,
     embedding_backward,
     layer_norm,
@@ -31,13 +34,9 @@ from ..nn import (
 
 Array = Any
 ACTIVATIONS = {  # the names of configurations, and ours
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "quick_gelu": "quick_gelu",
+    "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu",
     "silu": "silu",
-    "swish": "silu",
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,19 +92,13 @@ class Stack:
 
     def modules(self) -> Iterator[Module]:
         """The modules of every layer."""
-        shapes: dict[str, tuple[int, ...]] = dict(self.spec.shapes())
-        shapes |= {"norm1": (self.spec.width,), "norm2": (self.spec.width,)}
+        norms: dict[str, tuple[int, ...]] = dict.fromkeys(("norm1", "norm2"), (self.spec.width,))
         for layer in range(self.count):
-            for role, shape in shapes.items():
+            for role, shape in (norms | self.spec.shapes()).items():
                 linear = len(shape) == 2
-                yield module(
-                    f"{self.prefix}.{layer}.{self.names[role]}",
-                    shape,
-                    saved=f"{self.saved_prefix or self.prefix}.{layer}.{self.saved_names.get(role, self.names[role])}",
-                    bias=role in self.spec.biases,
-                    transposed=linear and self.transposed,
-                    linear=linear,
-                )
+                saved = f"{self.saved_prefix or self.prefix}.{layer}.{self.saved_names.get(role, self.names[role])}"
+                kind = {"bias": role in self.spec.biases, "transposed": linear and self.transposed, "linear": linear}
+                yield module(f"{self.prefix}.{layer}.{self.names[role]}", shape, saved=saved, **kind)
 
 
 class Config:
@@ -128,21 +121,53 @@ class Config:
         known = {one.name for one in fields(cls)}  # type: ignore[arg-type]
         return cls(**{key: value for key, value in config.items() if key in known and value is not None})
 
+    def __post_init__(self) -> None:
+        for one in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, one.name)
+            if one.type is int and not one.name.endswith("_id") and (type(value) is not int or value < 1):
+                raise ValueError(f"{one.name}: {value!r}; it must be a positive integer")
+        image, patch = getattr(self, "image_size", 0), getattr(self, "patch_size", 1)
+        if image % patch:
+            raise ValueError(f"image_size: {image}; it must be a multiple of patch_size, {patch}")
+        self.stacks()
+
+    def stacks(self) -> tuple["Stack", ...]:
+        """The blocks, tower by tower. ValueError names what does not fit."""
+        raise NotImplementedError
+
     def modules(self) -> Iterator[Module]:
-        """Every module that has tensors."""
+        """Every module that has tensors: the one map between PEFT's names and saved ones."""
         raise NotImplementedError
 
 
-def check_config(name: str, activation: str, width: int, heads: int, **sizes: int) -> str:
-    """Our name of ``activation``, once all sizes are positive integers and ``heads`` divides ``width``."""
-    for key, value in {"heads": heads, name: width, **sizes}.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{key}: {value!r}; it must be a positive integer")
-    if width % heads:
-        raise ValueError(f"{name}: {width}; it must be a multiple of the number of heads, {heads}")
+def block_spec(
+    width: int, hidden: int, heads: int, eps: float, activation: str, biases: Iterable[str], *,
+    key_heads: int | None = None, head_width: int | None = None, **more: bool
+) -> BlockSpec:  # fmt: skip
+    """A ``BlockSpec`` from a configuration's numbers. ValueError if ``heads`` does not divide, or for an activation."""
+    if head_width is None and width % heads:
+        raise ValueError(f"hidden_size or n_embd: {width}; it must be a multiple of the number of heads, {heads}")
     if activation not in ACTIVATIONS:
-        raise ValueError(f"activation: {activation!r} is not implemented; it must be one of {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[activation]
+        name, known = "hidden_act or activation_function", ", ".join(ACTIVATIONS)
+        raise ValueError(f"{name}: {activation!r} is not implemented; it must be one of {known}")
+    return BlockSpec(
+        width, hidden, heads, heads if key_heads is None else key_heads, head_width or width // heads, eps,
+        ACTIVATIONS[activation], biases=frozenset(biases), **more
+    )  # fmt: skip
+
+
+class ModelCache(NamedTuple):
+    """What ``forward`` leaves: ``logits``, the loss's cache (None without labels), and every step's by module name."""
+
+    logits: Array
+    loss: Any
+    steps: dict[str, Any]
+
+    def d_logits(self) -> Array:
+        """∂L/∂logits as rows. ValueError if there was no loss."""
+        if self.loss is None:
+            raise ValueError("cache: of a forward pass without labels; backward needs the loss")
+        return cross_entropy_backward(self.loss)
 
 
 class Gradients(dict[str, Any]):
@@ -167,11 +192,10 @@ class Model:
 
     CONFIG: ClassVar[type[Any]]
 
-    def __init__(
-        self, config: Any, weights: Mapping[str, Array], adapters: Mapping[str, Adapter] | None = None
-    ) -> None:
+    def __init__(self, config: Any, weights: Mapping[str, Array], adapters: Mapping[str, Any] | None = None) -> None:
         self.config = self.CONFIG.from_dict(config) if isinstance(config, Mapping) else config
-        self.weights, self.adapters = dict(weights), dict(adapters or {})
+        self.weights = dict(weights)
+        self.adapters: dict[str, Adapter] = dict(adapters or {})
         self.modules = {one.name: one for one in self.config.modules()}
         expected = {saved: shape for one in self.modules.values() for saved, shape in one.tensors.values()}
         for kind, names in (("missing", set(expected) - set(weights)), ("unknown", set(weights) - set(expected))):
@@ -222,9 +246,7 @@ class Model:
         y, caches[name] = embedding(ids, table, checked=True)
         return y
 
-    def run(
-        self, stack: Stack, x: Array, caches: dict[str, Any], mask: Array | None = None, tables: Any = None
-    ) -> Array:
+    def run(self, stack: Stack, x: Array, caches: dict[str, Any], mask: Any = None, tables: Any = None) -> Array:
         """The blocks of ``stack``, one after the other."""
         for layer in range(stack.count):
             names = {role: f"{stack.prefix}.{layer}.{suffix}" for role, suffix in stack.names.items()}
@@ -280,7 +302,7 @@ class Model:
 
     def keep_weight(self, name: str, value: Array, grads: Gradients) -> None:
         """Add the gradient of a bare weight, a table or a token, if asked for."""
-        self.keep(name, Only(value), grads)
+        self.keep(name, LinearGrads(value, None), grads)
 
     def embed_back(self, name: str, dy: Array, caches: dict[str, Any], grads: Gradients) -> None:
         """Backward of ``embed``, for the table."""
@@ -301,9 +323,7 @@ class Model:
         pad = self.xp.zeros(shape, dtype=dy.dtype, **arrays.on(arrays.device_of(dy)))
         return arrays.concat(self.xp, [dy[:, None, :], pad], 1)
 
-    def see_back(
-        self, dy: Array, patch: str, token: str, places: str, caches: dict[str, Any], grads: Gradients
-    ) -> Array:
+    def see_back(self, dy: Array, patch: str, token: str, places: str, caches: Any, grads: Gradients) -> Array:
         """Backward of ``see``: ∂L/∂pixels (B, C, H, W)."""
         sums = self.xp.sum(dy, axis=0)
         self.keep_weight(places, sums, grads)
@@ -313,53 +333,31 @@ class Model:
         return patches_backward(dx, caches["pixels"])
 
 
-@dataclass(frozen=True)
-class Only:
-    """A gradient of a weight without bias."""
-
-    weight: Array
-    bias: None = None
-
-
 def adapt(
-    model: Model | Config,
-    modules: Iterable[str] | None = None,
-    *,
-    rank: int = 32,
-    dialect: str = "peft",
-    seed: int | None = None,
-    kind: Any = "dense",
-    dtype: Any = None,
-    **scale: float,
-) -> dict[str, RandLoRA]:
+    model: Model | Config, modules: Iterable[str] | None = None, *, rank: int = 32, dialect: str | Dialect = "peft",
+    seed: int | None = None, kind: Any = "dense", dtype: Any = None, **scale: float
+) -> dict[str, RandLoRA]:  # fmt: skip
     """RandLoRA adapters at their start by module name, all on one pair of bases that is sliced for each layer.
 
     ``modules``: names, or endings of names as in PEFT's ``target_modules``; None takes every linear module of the
     blocks. Library, device and dtype are the model's; a configuration alone gives NumPy's float32 unless ``dtype``.
     ``scale``: ``alpha`` or ``scaling``. Raises ValueError for an ending that no linear module has.
     """
-    config, xp, device = (model.config, model.xp, None) if isinstance(model, Model) else (model, np, None)
+    xp: Any = np
+    device, own, config = None, get_dialect(dialect), model.config if isinstance(model, Model) else model
     if isinstance(model, Model):
-        dtype, device = dtype or model.precision, arrays.device_of(next(iter(model.weights.values())))
+        xp, dtype, device = model.xp, dtype or model.precision, arrays.device_of(next(iter(model.weights.values())))
     shapes = {one.name: one.shape for one in config.modules() if one.linear}
     if modules is None:
-        chosen = [name for name in shapes if any(part.isdigit() for part in name.split("."))]
-    else:
-        endings = list(modules)
-        for ending in endings:
-            if not any(name == ending or name.endswith(f".{ending}") for name in shapes):
-                raise ValueError(f"modules: {ending!r}; it must be the name or the ending of a linear module's name")
-        chosen = [name for name in shapes if any(name == end or name.endswith(f".{end}") for end in endings)]
-    wide = "float64" if dtype == "float64" and dialect != "peft" else "float32"
-    bases = draw_bases(
-        dialect,
-        seed=seed or 0,
-        shapes=[shapes[name] for name in chosen],
-        rank=rank,
-        kind=kind,
-        dtype=wide,  # type: ignore[arg-type]
-        xp=xp,
-        device=device,
-    )
-    options: dict[str, Any] = {"rank": rank, "dialect": dialect, "bases": bases, "dtype": dtype or "float32", **scale}
-    return {name: RandLoRA.start(shapes[name][0], shapes[name][1], **options) for name in chosen}
+        modules = [one.name for stack in config.stacks() for one in stack.modules() if one.linear]
+    endings = list(modules)
+    for end in endings:
+        if not any(f".{name}".endswith(f".{end}") for name in shapes):
+            raise ValueError(f"modules: {end!r}; it must be the name or the ending of a linear module's name")
+    chosen = {name: shape for name, shape in shapes.items() if any(f".{name}".endswith(f".{end}") for end in endings)}
+    seed = own.default_seed or 0 if seed is None else seed
+    wide: Any = "float64" if dtype == "float64" and own.name != "peft" else "float32"
+    where: dict[str, Any] = {"dtype": wide, "xp": xp, "device": device}
+    bases = draw_bases(own, seed=seed, shapes=list(chosen.values()), rank=rank, kind=kind, **where)
+    options: dict[str, Any] = {"rank": rank, "dialect": own, "bases": bases, "dtype": dtype or "float32", **scale}
+    return {name: RandLoRA.start(shape[0], shape[1], **options) for name, shape in chosen.items()}

@@ -1,6 +1,6 @@
 """GPT-2 (Radford et al., 2019): learned places, LayerNorm first, one projection for q, k and v, a tied head.
 
-Its checkpoints hold linear weights as (in, out) ("Conv1D"). They are turned here, where modules are listed, and
+Its checkpoints hold linear weights as (in, out) ("Conv1D"). They are turned where modules are listed, here, and
 everywhere else a weight is (out, in). Saved names are module names.
 """
 
@@ -8,19 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..nn import BlockSpec
 from .causal import CausalModel
-from .core import Config, Module, Stack, check_config, module
+from .core import Config, Module, Stack, block_spec, module
 
-Array = Any
 ROLES = {
-    "norm1": "ln_1",
-    "qkv": "attn.c_attn",
-    "o": "attn.c_proj",
-    "norm2": "ln_2",
-    "up": "mlp.c_fc",
-    "down": "mlp.c_proj",
-}
+    "norm1": "ln_1", "qkv": "attn.c_attn", "o": "attn.c_proj", "norm2": "ln_2", "up": "mlp.c_fc", "down": "mlp.c_proj",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,11 +22,9 @@ class GPT2Config(Config):
 
     MODEL_TYPE: ClassVar[str] = "gpt2"
     FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "add_cross_attention": (False,),
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,), "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,),
         "reorder_and_upcast_attn": (False,),
-    }
+    }  # fmt: skip
     vocab_size: int = 50257
     n_positions: int = 1024
     n_embd: int = 768
@@ -44,37 +35,22 @@ class GPT2Config(Config):
     layer_norm_epsilon: float = 1e-5
     tie_word_embeddings: bool = True
 
-    def __post_init__(self) -> None:
-        self.stack()
-
     @property
     def max_position_embeddings(self) -> int:
         """The longest input."""
         return self.n_positions
 
-    def stack(self) -> Stack:
+    def stacks(self) -> tuple[Stack, ...]:
         """The blocks."""
-        sizes = {"n_layer": self.n_layer, "vocab_size": self.vocab_size, "n_positions": self.n_positions}
-        hidden = 4 * self.n_embd if self.n_inner is None else self.n_inner
-        kind = check_config("n_embd", self.activation_function, self.n_embd, self.n_head, n_inner=hidden, **sizes)
-        spec = BlockSpec(
-            width=self.n_embd,
-            hidden=hidden,
-            heads=self.n_head,
-            key_heads=self.n_head,
-            head_width=self.n_embd // self.n_head,
-            eps=self.layer_norm_epsilon,
-            activation=kind,
-            fused=True,
-            biases=frozenset(ROLES),
-        )
-        return Stack("transformer.h", self.n_layer, spec, ROLES, transposed=True)
+        numbers = (self.n_embd, self.n_inner or 4 * self.n_embd, self.n_head, self.layer_norm_epsilon)
+        spec = block_spec(*numbers, self.activation_function, ROLES, fused=True)
+        return (Stack("transformer.h", self.n_layer, spec, ROLES, transposed=True),)
 
     def modules(self) -> Iterator[Module]:
         """Every module, in the order of the forward pass."""
         yield module("transformer.wte", (self.vocab_size, self.n_embd))
         yield module("transformer.wpe", (self.n_positions, self.n_embd))
-        yield from self.stack().modules()
+        yield from self.stacks()[0].modules()
         yield module("transformer.ln_f", (self.n_embd,), bias=True)
         saved = "transformer.wte" if self.tie_word_embeddings else "lm_head"
         yield module("lm_head", (self.vocab_size, self.n_embd), saved=saved, linear=True)

@@ -4,21 +4,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from ..nn import BlockSpec
 from .causal import CausalModel
-from .core import Config, Module, Stack, check_config, module
+from .core import Config, Module, Stack, block_spec, module
 
 ROLES = {
-    "norm1": "input_layernorm",
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.o_proj",
-    "norm2": "post_attention_layernorm",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
+    "norm1": "input_layernorm", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj", "norm2": "post_attention_layernorm", "gate": "mlp.gate_proj", "up": "mlp.up_proj",
     "down": "mlp.down_proj",
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,9 +35,6 @@ class LlamaConfig(Config):
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
 
-    def __post_init__(self) -> None:
-        self.stack()
-
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:
         """As ``Config.from_dict``; of ``rope_parameters``, the default kind and its theta."""
@@ -56,33 +46,18 @@ class LlamaConfig(Config):
             raise ValueError(f"rope_parameters: {next(iter(rope))!r} is not implemented; it must be left out")
         return super().from_dict({**config, **theta})
 
-    def stack(self) -> Stack:
+    def stacks(self) -> tuple[Stack, ...]:
         """The blocks."""
-        heads, width = self.num_attention_heads, self.hidden_size
-        key_heads = heads if self.num_key_value_heads is None else self.num_key_value_heads
-        sizes = {name: getattr(self, name) for name in ("num_hidden_layers", "vocab_size", "max_position_embeddings")}
-        sizes |= {"intermediate_size": self.intermediate_size, "num_key_value_heads": key_heads}
-        across = width if self.head_dim is None else heads  # with head_dim given, heads need not divide the width
-        kind = check_config("hidden_size", self.hidden_act, across, heads, **sizes)
-        biases = {"q", "k", "v", "o"} if self.attention_bias else set()
-        spec = BlockSpec(
-            width=width,
-            hidden=self.intermediate_size,
-            heads=heads,
-            key_heads=key_heads,
-            head_width=width // heads if self.head_dim is None else self.head_dim,
-            eps=self.rms_norm_eps,
-            activation=kind,
-            centred=False,
-            gated=True,
-            biases=frozenset(biases | ({"gate", "up", "down"} if self.mlp_bias else set())),
-        )
-        return Stack("model.layers", self.num_hidden_layers, spec, ROLES)
+        numbers = (self.hidden_size, self.intermediate_size, self.num_attention_heads, self.rms_norm_eps)
+        biases = (*"qkvo" * self.attention_bias, *("gate", "up", "down") * self.mlp_bias)
+        keys: dict[str, Any] = {"key_heads": self.num_key_value_heads, "head_width": self.head_dim}
+        spec = block_spec(*numbers, self.hidden_act, biases, **keys, centred=False, gated=True)
+        return (Stack("model.layers", self.num_hidden_layers, spec, ROLES),)
 
     def modules(self) -> Iterator[Module]:
         """Every module, in the order of the forward pass."""
         yield module("model.embed_tokens", (self.vocab_size, self.hidden_size))
-        yield from self.stack().modules()
+        yield from self.stacks()[0].modules()
         yield module("model.norm", (self.hidden_size,))
         saved = "model.embed_tokens" if self.tie_word_embeddings else "lm_head"
         yield module("lm_head", (self.vocab_size, self.hidden_size), saved=saved, linear=True)
