@@ -3,7 +3,8 @@
 Every expected value is ``spec``'s, or ``oracle``'s for bases; the fast code has no part in it.
 """
 
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Literal, Self
 
@@ -11,13 +12,15 @@ import numpy as np
 
 from .. import spec
 from ..arrays import UNIT_ROUNDOFF
-from ..bases import draw_bases
+from ..bases import Kind, draw_bases
 from ..dialects import DIALECTS
 from . import oracle
 
 Array = Any
 CaseKind = Literal["layer", "bases", "start", "count", "rank"]
 KINDS: tuple[CaseKind, ...] = ("layer", "bases", "start", "count", "rank")
+BASIS_KINDS: tuple[Kind, ...] = ("dense", "sparse", "very_sparse")
+ROGUE = 99.0  # what fills the part of stored bases that a layer must not read
 ARRAYS = ("x", "weight", "bias", "A", "B", "lambda_", "gamma", "dy")
 WANTED = {
     "layer": ("delta_weight", "y", "dx", "dlambda", "dgamma"),
@@ -97,12 +100,12 @@ class Case:
         """The case in another precision: its numbers rounded to it (bfloat16 held in float32), nothing expected yet."""
         if dtype not in UNIT_ROUNDOFF:
             raise ValueError(f"dtype: {dtype!r}; it must be one of {', '.join(UNIT_ROUNDOFF)}")
-        given = {name: getattr(self, name) for name in ARRAYS if getattr(self, name) is not None}
-        return replace(self, dtype=dtype, stored=None, **{name: rounded(x, dtype) for name, x in given.items()})
+        return replace(self.with_arrays(lambda x: rounded(x, dtype)), dtype=dtype, stored=None)
 
-    def with_arrays(self, convert: Any) -> Self:
-        """The case with ``convert`` applied to each of its arrays."""
-        return replace(self, **{f.name: convert(getattr(self, f.name)) for f in fields(self) if f.name in ARRAYS})
+    def with_arrays(self, convert: Callable[[Array], Array]) -> Self:
+        """The case with ``convert`` applied to each array that it has."""
+        given = {name: getattr(self, name) for name in ARRAYS}
+        return replace(self, **{name: convert(x) for name, x in given.items() if x is not None})
 
 
 def rounded(x: Array, dtype: str) -> Array:
@@ -116,13 +119,7 @@ def rounded(x: Array, dtype: str) -> Array:
 
 def layer_outputs(case: Case, number: Any = np.float64) -> dict[str, Array]:
     """``spec``'s ΔW, y and gradients for a layer case, in float64, or in exact rationals for ``number=Fraction``."""
-
-    def convert(x: Array) -> Array:
-        if x is None:
-            return None
-        return oracle.fractions(x) if number is Fraction else np.asarray(x, dtype=number)
-
-    c = case.with_arrays(convert)
+    c = case.with_arrays(oracle.fractions if number is Fraction else lambda x: np.asarray(x, dtype=number))
     factors = (c.A, c.B, c.lambda_, c.gamma)
     scaling = number(case.scaling)
     gradients = spec.backward(c.dy, c.x, c.weight, *factors, scaling, case.pairing)
@@ -146,13 +143,10 @@ def expected(case: Case) -> dict[str, Array]:
         A, B = oracle.bases(case.seed, case.shapes, case.rank, case.kind_of_basis, case.dialect)
         return {"A": A, "B": B}
     if case.kind == "start":
-        n = dialect.terms(case.shape, case.rank)
+        n = spec.number_of_terms(case.shape, case.rank, dialect.count_rule)
         lambda_, gamma = dialect.start(case.shape, case.rank, n)
-        return {
-            "lambda_": np.full((n, case.rank), lambda_),
-            "gamma": np.full((n, min(case.shape)), gamma),
-            "delta_weight": np.zeros(case.shape),
-        }
+        learned = {"lambda_": np.full((n, case.rank), lambda_), "gamma": np.full((n, min(case.shape)), gamma)}
+        return {**learned, "delta_weight": np.zeros(case.shape)}
     if case.kind == "count":
         terms = [spec.number_of_terms(shape, case.rank, dialect.count_rule) for shape in case.shapes]
         each = [n * (case.rank + min(shape)) for n, shape in zip(terms, case.shapes, strict=True)]
@@ -160,11 +154,18 @@ def expected(case: Case) -> dict[str, Array]:
     return {"rank": np.asarray(oracle.exact_rank(case))}
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Random cases
-# ---------------------------------------------------------------------------------------------------------
-
-BASIS_KINDS = ("dense", "sparse", "very_sparse")
+def layer_case(
+    id_: str, shape: tuple[int, int], r: int, lead: tuple[int, ...], pad: tuple[int, ...],
+    draw: Callable[[int, tuple[int, ...]], Array], **more: Any,
+) -> Case:  # fmt: skip
+    """A layer of ``shape`` (out, in), each array by ``draw(largest, size)``; bases larger by ``pad`` in d, n and D."""
+    (out_features, in_features), n, D, d = shape, -(-min(shape) // r), max(shape), min(shape)
+    A, B = np.full((r, d + pad[0]), ROGUE), np.full((n + pad[1], D + pad[2], r), ROGUE)
+    A[:, :d], B[:n, :D] = draw(1, (r, d)), draw(1, (n, D, r))
+    sizes = {"x": (*lead, in_features), "weight": shape, "bias": (out_features,), "lambda_": (n, r), "gamma": (n, d)}
+    given = {name: draw(3, size) for name, size in sizes.items()} | {"dy": draw(3, (*lead, out_features))}
+    case = Case(id=id_, kind="layer", **{**given, "A": A, "B": B, **more})
+    return replace(case, notes=flags(case))
 
 
 def random_case(index: int, seed: int = 0, dialect: str = "peft") -> Case:
@@ -175,50 +176,26 @@ def random_case(index: int, seed: int = 0, dialect: str = "peft") -> Case:
     """
     rng = np.random.default_rng([seed, index])
     d, more = int(rng.integers(2, 13) if index % 16 else rng.integers(24, 49)), int(rng.integers(1, 9))
-    out_features, in_features = ((d, d + more), (d + more, d), (d, d))[index % 3]
-    divisors = [r for r in range(1, d + 1) if d % r == 0]
-    ragged = [r for r in range(2, d) if d % r] or [d]
-    r = int((rng.choice(divisors), rng.choice(ragged), d, d + more, 1)[index // 3 % 5])
-    n = -(-d // r)
-    dtype = ("float32", "float64")[int(rng.integers(2))]
-    lead = [(7,), (3, 2), (), (0,), (1,)][int(rng.choice(5, p=[0.6, 0.2, 0.1, 0.05, 0.05]))]
-    pad = [int(k) for k in rng.integers(0, 3, 3)]
-    stored = (r, d + pad[0]), (n + pad[1], max(out_features, in_features) + pad[2], r)
-    sizes = {"x": (*lead, in_features), "weight": (out_features, in_features), "bias": (out_features,)}
-    sizes |= {"lambda_": (n, r), "gamma": (n, d), "dy": (*lead, out_features)}
-    exact = bool(rng.integers(2))
+    shape = ((d, d + more), (d + more, d), (d, d))[index % 3]
+    divisors, others = [r for r in range(1, d + 1) if d % r == 0], [r for r in range(2, d) if d % r] or [d]
+    r = int((rng.choice(divisors), rng.choice(others), d, d + more, 1)[index // 3 % 5])
+    exact, dtype = bool(rng.integers(2)), ("float32", "float64")[int(rng.integers(2))]
+    alpha = r * 2.0 ** int(rng.integers(-2, 4)) if exact else float(rng.choice([1, 2 * r, 20 * r, 640]))
+    case = layer_case(
+        f"random-{dialect}-{seed}-{index}", shape, r,
+        lead=[(7,), (3, 2), (), (0,), (1,)][int(rng.choice(5, p=[0.6, 0.2, 0.1, 0.05, 0.05]))],
+        pad=tuple(int(k) for k in rng.integers(0, 3, 3)),
+        draw=lambda most, size: rng.integers(-most, most + 1, size) if exact else rng.standard_normal(size),
+        dialect=dialect, pairing=DIALECTS[dialect].pairing, alpha=alpha, scaling=alpha / r,
+        fan_in_fan_out=bool(rng.integers(2)), merged=bool(rng.integers(4) == 0),
+        **({} if rng.integers(4) else {"bias": None}),
+    )  # fmt: skip
     if exact:
-        alpha = r * 2.0 ** int(rng.integers(-2, 4))
-        given: dict[str, Any] = {name: rng.integers(-3, 4, size).astype(dtype) for name, size in sizes.items()}
-        given |= {"A": rng.integers(-1, 2, stored[0]).astype(dtype), "B": rng.integers(-1, 2, stored[1]).astype(dtype)}
-    else:
-        alpha = int(rng.choice([1, 2 * r, 20 * r, 640]))
-        given = {name: rng.standard_normal(size).astype(dtype) for name, size in sizes.items()}
-        kind = BASIS_KINDS[int(rng.integers(3))]
-        given |= dict(zip("AB", _drawn(kind, r, stored, dtype, int(rng.integers(2**31))), strict=True))
-    if rng.integers(4) == 0:
-        del given["bias"]
-    case = Case(
-        id=f"random-{dialect}-{seed}-{index}",
-        kind="layer",
-        tier="exact" if exact else "real",
-        dialect=dialect,
-        alpha=alpha,
-        scaling=alpha / r,
-        pairing=DIALECTS[dialect].pairing,
-        dtype=dtype,
-        fan_in_fan_out=bool(rng.integers(2)),
-        merged=bool(rng.integers(4) == 0),
-        **given,
-    )
-    return replace(case, notes=flags(case), exact_in=("float32", "float64") if exact else ())
-
-
-def _drawn(kind: Any, r: int, stored: Any, dtype: str, seed: int) -> tuple[Array, Array]:
-    """PEFT's bases of that kind, cut to the stored sizes; drawn large enough to be sure of a deviation."""
-    (_, d), (n, D, _) = stored
-    bases = draw_bases("peft", seed=seed, shapes=[(max(D, 64), max(d, 32, n * r))], rank=r, kind=kind)
-    return bases.A[:, :d].astype(dtype), bases.B[:n, :D].astype(dtype)
+        return replace(case.cast(dtype), exact_in=("float32", "float64"))
+    kind, (n, D, _) = BASIS_KINDS[int(rng.integers(3))], case.B.shape
+    large = (max(D, 64), max(case.A.shape[1], 32, n * r))  # large enough to be sure of a deviation
+    bases = draw_bases("peft", seed=int(rng.integers(2**31)), shapes=[large], rank=r, kind=kind)
+    return replace(case, tier="real", A=bases.A[:, : case.A.shape[1]], B=bases.B[:n, :D]).cast(dtype)
 
 
 def flags(case: Case) -> tuple[str, ...]:

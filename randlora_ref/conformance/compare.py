@@ -7,14 +7,13 @@ precision: Reference BLAS's rule, widened because naive sums of many equal signs
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from .. import arrays
 from .cases import Case, expected, layer_outputs
-from .oracle import hexadecimal
 
 Array = Any
 
@@ -39,17 +38,14 @@ class Mismatch:
             return f"{self.tensor}: {self.text}"
         return (
             f"{self.tensor}: {self.count} of {self.size} entries {self.text}; worst at {list(self.index)}: "
-            f"expected {self.expected!r} ({hexadecimal(self.expected)}), "
-            f"got {self.actual!r} ({hexadecimal(self.actual)}), "
+            f"expected {self.expected!r} ({self.expected.hex()}), got {self.actual!r} ({self.actual.hex()}), "
             + ("no tolerance" if self.ratio == math.inf else f"{self.ratio:.3g} times the limit")
         )
 
 
 def gauges(case: Case) -> dict[str, Array]:
     """G of each result of a layer case: ``spec`` on absolute values."""
-    absolute = case.with_arrays(lambda x: None if x is None else np.abs(np.asarray(x, dtype=np.float64)))
-    object.__setattr__(absolute, "scaling", abs(case.scaling))
-    return layer_outputs(absolute)
+    return layer_outputs(replace(case.with_arrays(np.abs), scaling=abs(case.scaling)))
 
 
 def limits(case: Case, dtype: str | None = None) -> dict[str, Array]:

@@ -5,7 +5,6 @@ slips that ``diagnose`` recognises; without them these are the bases of design a
 """
 
 import math
-import struct
 from collections.abc import Collection, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
@@ -71,10 +70,9 @@ def bases(
 
 def _native(seed: int, n: int, D: int, d: int, r: int, kind: Any, faults: Collection[str]) -> tuple[Array, Array]:
     """Stream 0 is A, entry (k, i) at word i·r + k; stream j is B_j, entry (o, k) at o·r + k."""
-    root3 = round_to(math.sqrt(3), "float32")
-    s_squared = {"sparse": Fraction(36), "very_sparse": Fraction(max(D, 4))}.get(kind) or (
-        Fraction(1) if kind == "dense" else Fraction(kind) ** 2
-    )
+    root3 = 1.0 if "no variance" in faults else round_to(math.sqrt(3), "float32")
+    named = {"dense": Fraction(1), "sparse": Fraction(36), "very_sparse": Fraction(max(D, 4))}
+    s_squared = named[kind] if kind in named else Fraction(kind) ** 2
     threshold = math.isqrt(2**64 * s_squared.denominator // s_squared.numerator)
     size = round_to(math.sqrt(math.sqrt(s_squared) / 2), "float32")
 
@@ -82,16 +80,11 @@ def _native(seed: int, n: int, D: int, d: int, r: int, kind: Any, faults: Collec
         w = philox_word(seed, stream, e)
         if kind != "dense":
             return size * ((w >= 2**32 - threshold) - (w < threshold))
-        u = Fraction(2 * (w >> 8) + 1 - 2**24, 2**24)
-        if "not centred" in faults:
-            u = Fraction(w >> 8, 2**24)
-        return round_to(u * (1 if "no variance" in faults else Fraction(root3)), "float32")
+        u = Fraction(w >> 8, 2**24) if "not centred" in faults else Fraction(2 * (w >> 8) + 1 - 2**24, 2**24)
+        return round_to(u * Fraction(root3), "float32")
 
-    first = 0 if "streams from 0" in faults else 1
-    if "A row by row" in faults:
-        A = [[entry(0, k * d + i) for i in range(d)] for k in range(r)]
-    else:
-        A = [[entry(0, i * r + k) for i in range(d)] for k in range(r)]
+    first, by_row = ("streams from 0" not in faults), ("A row by row" in faults)
+    A = [[entry(0, k * d + i if by_row else i * r + k) for i in range(d)] for k in range(r)]
     B = [[[entry(j + first, o * r + k) for k in range(r)] for o in range(D)] for j in range(n)]
     return np.array(A), np.array(B)
 
@@ -130,19 +123,18 @@ def _kaiming(uniform: Sequence[Fraction], fan_in: int, half: str, faults: Collec
 
 def _over_deviation(A: Array, B: Array, half: str, faults: Collection[str]) -> tuple[Array, Array]:
     """Each tensor over its own sample deviation (ddof 1), deviation and quotient rounded to ``half``."""
-    ddof = 0 if "population deviation" in faults else 1
+    ddof = 0 if "population" in faults else 1
 
     def over(x: Array, deviation: float) -> Array:
-        if "no normalisation" in faults:
+        if "raw" in faults:
             return x
         s = Fraction(round_to(deviation, half))
         return np.array([round_to(Fraction(v) / s, half) for v in x.ravel().tolist()]).reshape(x.shape)
 
-    if "B by A" in faults:
-        return over(A, A.std(ddof=ddof)), over(B, A.std(ddof=ddof))
+    of_A = A.std(ddof=ddof)
     if "per term" in faults:
-        return over(A, A.std(ddof=ddof)), np.stack([over(term, term.std(ddof=ddof)) for term in B])
-    return over(A, A.std(ddof=ddof)), over(B, B.std(ddof=ddof))
+        return over(A, of_A), np.stack([over(term, term.std(ddof=ddof)) for term in B])
+    return over(A, of_A), over(B, of_A if "B by A" in faults else B.std(ddof=ddof))
 
 
 def fractions(x: Array) -> Array:
@@ -156,8 +148,7 @@ def fractions(x: Array) -> Array:
 def exact_rank(case: Any) -> int:
     """The rank of ΔW of a case's factors, by elimination over the rationals."""
     A, B, lambda_, gamma = (fractions(x) for x in (case.A, case.B, case.lambda_, case.gamma))
-    delta = spec.delta_weight(A, B, lambda_, gamma, case.shape, Fraction(case.scaling), case.pairing)
-    rows = [list(row) for row in delta]
+    rows = list(spec.delta_weight(A, B, lambda_, gamma, case.shape, Fraction(case.scaling), case.pairing))
     rank = 0
     for column in range(case.shape[1]):
         pivot = next((i for i in range(rank, len(rows)) if rows[i][column]), None)
@@ -165,12 +156,6 @@ def exact_rank(case: Any) -> int:
             continue
         rows[rank], rows[pivot] = rows[pivot], rows[rank]
         for i in range(rank + 1, len(rows)):
-            factor = rows[i][column] / rows[rank][column]
-            rows[i] = [a - factor * b for a, b in zip(rows[i], rows[rank], strict=True)]
+            rows[i] = rows[i] - rows[i][column] / rows[rank][column] * rows[rank]
         rank += 1
     return rank
-
-
-def hexadecimal(value: float) -> str:
-    """The bytes of a float64, most significant first: "3ff0000000000000" is 1."""
-    return struct.pack(">d", value).hex()

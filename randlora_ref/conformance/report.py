@@ -1,5 +1,6 @@
 """Check an implementation against cases, and say what came of it."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -16,6 +17,10 @@ Implementation = Callable[[Case], Mapping[str, Any]]
 Progress = Callable[[int, int], None]
 
 
+MISSING = "missing, and no reason given"
+Absent = tuple[str, str, str]  # case, result, reason
+
+
 @dataclass(frozen=True)
 class Failure:
     """A case that failed: its wrong results and what they look like."""
@@ -27,23 +32,19 @@ class Failure:
 
     def lines(self) -> list[str]:
         """Case, clause and flags; each wrong result; the diagnosis; the command that repeats it."""
-        flags = f" ({', '.join(self.case.notes)})" if self.case.notes else ""
-        return [
-            f"FAIL {self.case.id}, {self.case.clause}{flags}",
-            *(f"    {mismatch.line()}" for mismatch in self.mismatches),
-            f"    looks like: {self.diagnosis}",
-            f"    again: {self.reproduce}",
-        ]
+        head = f"FAIL {self.case.id}, {self.case.clause} ({', '.join(self.case.notes) or 'plain'})"
+        rest = [*(mismatch.line() for mismatch in self.mismatches), f"looks like: {self.diagnosis}"]
+        return [head, *(f"    {line}" for line in [*rest, f"again: {self.reproduce}"])]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found. ``absent`` lists (case, result, reason) of what did not come: never counted as passed."""
+    """What a check found. ``absent`` lists what did not come, with the reason: it is never counted as passed."""
 
     target: str
     passed_cases: int
     failures: tuple[Failure, ...] = ()
-    absent: tuple[tuple[str, str, str], ...] = ()
+    absent: tuple[Absent, ...] = ()
     diagnosis: str = ""
     seconds: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
@@ -59,64 +60,44 @@ class Report:
         lines = [line for failure in self.failures[:most] for line in failure.lines()]
         if len(self.failures) > most:
             lines.append(f"… and {len(self.failures) - most} failures more")
-        reasons: dict[str, list[str]] = {}
-        for case, result, reason in self.absent:
-            reasons.setdefault(reason, []).append(f"{result} of {case}")
-        for reason, which in reasons.items():
-            lines.append(f"not checked: {len(which)} results, {reason}; the first is {which[0]}")
-        for reason in sorted(set(self.details.get("known", {}).values())):
-            number = list(self.details["known"].values()).count(reason)
+        for reason, number in Counter(reason for _, _, reason in self.absent).items():
+            case, result = next(row[:2] for row in self.absent if row[2] == reason)
+            lines.append(f"not checked: {number} results, {reason}; the first is {result} of {case}")
+        for reason, number in Counter(self.details.get("known", {}).values()).items():
             lines.append(f"known to fail: {number} cases, {reason}")
         lines += [f"UNEXPECTED PASS: {id_}" for id_ in self.details.get("unexpected", ())]
         if self.failures:
             lines.append(f"diagnosis: {self.diagnosis}")
-        incomplete = len({case for case, _, _ in self.absent})
-        verdict = "PASSED" if self.passed else "FAILED"
-        lines.append(
-            f"{self.target}: {verdict}, {self.passed_cases} cases passed, {len(self.failures)} failed, "
-            f"{incomplete} not fully checked, {self.seconds:.1f} s"
-        )
-        return lines
+        sums = f"{self.passed_cases} cases passed, {len(self.failures)} failed"
+        sums += f", {len({case for case, _, _ in self.absent})} not fully checked, {self.seconds:.1f} s"
+        return [*lines, f"{self.target}: {'PASSED' if self.passed else 'FAILED'}, {sums}"]
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
-        return {
-            "target": self.target,
-            "passed": self.passed,
-            "passed_cases": self.passed_cases,
-            "diagnosis": self.diagnosis,
-            "failures": [
-                {
-                    "case": failure.case.id,
-                    "clause": failure.case.clause,
-                    "notes": list(failure.case.notes),
-                    "mismatches": [m.line() for m in failure.mismatches],
-                    "diagnosis": failure.diagnosis,
-                    "reproduce": failure.reproduce,
-                }
-                for failure in self.failures
-            ],
-            "absent": [list(row) for row in self.absent],
-            "details": self.details,
-        }
+        plain = ("target", "passed", "passed_cases", "diagnosis", "absent", "seconds", "details")
+        failures = [
+            {"case": f.case.id, "clause": f.case.clause, "notes": f.case.notes, "diagnosis": f.diagnosis,
+             "mismatches": [mismatch.line() for mismatch in f.mismatches], "reproduce": f.reproduce}
+            for f in self.failures
+        ]  # fmt: skip
+        return {**{name: getattr(self, name) for name in plain}, "failures": failures}
 
 
-MISSING = "missing, and no reason given"
-UNSUPPORTED = "unsupported"
+def name_of(implementation: Implementation) -> str:
+    """ "module:function", as ``randlora-ref check`` takes it."""
+    names = (getattr(implementation, name, name.strip("_")) for name in ("__module__", "__qualname__"))
+    return ":".join(names)
 
 
-def judge(
-    case: Case, results: Mapping[str, Any], dtype: str | None = None
-) -> tuple[list[Mismatch], list[tuple[str, str, str]]]:
+def judge(case: Case, results: Mapping[str, Any], dtype: str | None = None) -> tuple[list[Mismatch], list[Absent]]:
     """(what is wrong, what is absent) of one case's results."""
     wrong, absent = [], []
     right, limit = expected(case), limits(case, dtype)
     for name in case.wanted:
         value = results.get(name)
-        if value is None:
-            absent.append((case.id, name, MISSING))
-        elif isinstance(value, str) and value.startswith(UNSUPPORTED):
-            absent.append((case.id, name, value if value.removeprefix(UNSUPPORTED).strip(": ") else MISSING))
+        if value is None or (isinstance(value, str) and value.startswith("unsupported")):
+            reason = (value or "").removeprefix("unsupported").strip(": ")
+            absent.append((case.id, name, f"unsupported: {reason}" if reason else MISSING))
         elif (mismatch := compare(name, value, right[name], limit[name])) is not None:
             wrong.append(mismatch)
     return wrong, absent
@@ -125,7 +106,7 @@ def judge(
 def run_case(implementation: Implementation, case: Case) -> Mapping[str, Any]:
     """The implementation's results of a case whose arrays are its own to change; an exception is a result too."""
     try:
-        results = implementation(case.with_arrays(lambda x: None if x is None else np.array(x)))
+        results = implementation(case.with_arrays(np.array))
         return results if isinstance(results, Mapping) else dict.fromkeys(case.wanted, results)
     except NotImplementedError as error:
         return dict.fromkeys(case.wanted, f"unsupported: {error}")
@@ -140,7 +121,7 @@ def check(
     *,
     cases: Iterable[Case] | None = None,
     dtype: str | None = None,
-    target: str = "implementation",
+    target: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Compare ``implementation(case) -> {name: array}`` with the specification on ``cases`` (None: the stored vectors).
@@ -149,24 +130,27 @@ def check(
     "bfloat16": the cases are rounded to it first. Raises ValueError for an unknown kind or dtype, or if no case is
     left.
     """
-    begin = perf_counter()
+    begin, target = perf_counter(), target or name_of(implementation)
     chosen = _chosen(kinds, cases, dtype)
     failing: list[Failing] = []
-    found: dict[str, list[Mismatch]] = {}
-    absent: list[tuple[str, str, str]] = []
+    absent: list[Absent] = []
     passing: list[Case] = []
     for done, case in enumerate(chosen, 1):
         results = run_case(implementation, case)
         wrong, missing = judge(case, results, dtype)
         absent += missing
         if wrong:
-            failing.append(Failing(case, results, tuple(mismatch.tensor for mismatch in wrong)))
-            found[case.id] = wrong
+            failing.append(Failing(case, results, tuple(wrong)))
         elif not missing:
             passing.append(case)
         if progress is not None:
             progress(done, len(chosen))
-    failures, diagnosis = _failures(failing, found, passing, dtype, target)
+    failing.sort(key=lambda one: one.case.size)
+    kinds_failing = [kind for kind in KINDS if any(f.case.kind == kind for f in failing)]
+    texts = {kind: _diagnosis(kind, failing, passing, dtype) for kind in kinds_failing}
+    again = f"randlora-ref check {target} --case "
+    failures = tuple(Failure(f.case, f.mismatches, texts[f.case.kind], again + f.case.id) for f in failing)
+    diagnosis = "; ".join(text if len(texts) == 1 else f"{kind}: {text}" for kind, text in texts.items())
     return Report(target, len(passing), failures, tuple(absent), diagnosis, perf_counter() - begin)
 
 
@@ -185,23 +169,8 @@ def _chosen(kinds: Iterable[str] | None, cases: Iterable[Case] | None, dtype: st
     return chosen
 
 
-def _failures(
-    failing: Sequence[Failing],
-    found: Mapping[str, list[Mismatch]],
-    passing: Sequence[Case],
-    dtype: str | None,
-    target: str,
-) -> tuple[tuple[Failure, ...], str]:
-    """The failures, smallest first, each with the diagnosis of its kind, and all diagnoses in one text."""
-    texts = {}
-    for kind in KINDS:
-        of_kind = [f for f in failing if f.case.kind == kind]
-        if of_kind:
-            names = diagnose(of_kind, [case for case in passing if case.kind == kind], dtype)
-            texts[kind] = names[0] if len(names) == 1 else "any of these, no failure tells: " + "; ".join(names)
-    failures = [
-        Failure(f.case, tuple(found[f.case.id]), texts[f.case.kind], f"randlora-ref check {target} --case {f.case.id}")
-        for f in sorted(failing, key=lambda f: f.case.size)
-    ]
-    several = "; ".join(f"{kind}: {text}" for kind, text in texts.items())
-    return tuple(failures), next(iter(texts.values())) if len(texts) == 1 else several
+def _diagnosis(kind: str, failing: Sequence[Failing], passing: Sequence[Case], dtype: str | None) -> str:
+    """What all failures of one kind look like."""
+    of_kind = [f for f in failing if f.case.kind == kind]
+    names = diagnose(of_kind, [case for case in passing if case.kind == kind], dtype)
+    return names[0] if len(names) == 1 else "any of these, no failure tells: " + "; ".join(names)

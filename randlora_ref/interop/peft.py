@@ -26,11 +26,6 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Adapters in PEFT's files
-# ---------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, eq=False)
 class PeftAdapter:
     """A saved RandLoRA adapter: the shared ``bases``, ``lambda_`` (n, r) and ``gamma`` (n, d) by module name.
@@ -53,15 +48,9 @@ class PeftAdapter:
         d = self.gamma[name].shape[1]
         out_features, in_features = shape or (max(self.bases.B.shape[1], d), d)
         return RandLoRA(
-            out_features=out_features,
-            in_features=in_features,
-            rank=self.config["r"],
-            bases=self.bases,
-            lambda_=self.lambda_[name],
-            gamma=self.gamma[name],
-            dialect="peft",
-            alpha=self.config["randlora_alpha"],
-        )
+            out_features=out_features, in_features=in_features, rank=self.config["r"], bases=self.bases,
+            lambda_=self.lambda_[name], gamma=self.gamma[name], dialect="peft", alpha=self.config["randlora_alpha"],
+        )  # fmt: skip
 
 
 def load_peft(folder: str | Path, shapes: Sequence[tuple[int, int]] | None = None) -> PeftAdapter:
@@ -146,11 +135,6 @@ def _read_tensors(path: Path) -> dict[str, Array]:
     return tensors
 
 
-# ---------------------------------------------------------------------------------------------------------
-# The installed PEFT as an implementation under test
-# ---------------------------------------------------------------------------------------------------------
-
-
 def run_peft(case: "Case") -> dict[str, Any]:
     """What the installed PEFT makes of a conformance case: NumPy arrays by name, or "unsupported: reason"."""
     if case.kind == "layer":
@@ -161,15 +145,12 @@ def run_peft(case: "Case") -> dict[str, Any]:
         A, B = peft_bases(case.seed, case.shapes, case.rank, case.kind_of_basis)
         return {"A": A, "B": B}
     if case.kind == "start":
-        layer = peft_layer(case.shape, case.rank).base_model.model.lin0
-        lambda_, gamma = layer.randlora_lambda[NAME], layer.randlora_gamma[NAME]
-        return {
-            "lambda_": _numpy(lambda_).T,
-            "gamma": _numpy(gamma),
-            "delta_weight": _numpy(layer.get_delta_weight(NAME)),
-        }
+        layer = peft_model([case.shape], case.rank).base_model.model.lin0
+        delta = _numpy(layer.get_delta_weight(NAME))
+        lambda_, gamma = _numpy(layer.randlora_lambda[NAME]).T, _numpy(layer.randlora_gamma[NAME])
+        return {"lambda_": lambda_, "gamma": gamma, "delta_weight": delta}
     if case.kind == "count":
-        model = _peft_model(case.shapes, case.rank)
+        model = peft_model(case.shapes, case.rank)
         return {"num_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
     return dict.fromkeys(case.wanted, f"unsupported: PEFT knows no {case.kind}")
 
@@ -183,65 +164,29 @@ def peft_bases(
     """
     if kind not in ("dense", "sparse", "very_sparse"):
         raise ValueError(f"kind: {kind!r}; PEFT's must be 'dense', 'sparse' or 'very_sparse'")
-    model = _peft_model(
-        shapes,
-        rank,
-        projection_prng_key=seed,
-        sparse=kind == "sparse",
-        very_sparse=kind == "very_sparse",
-        draw_dtype=draw_dtype,
-    ).base_model
+    sparse = {"sparse": kind == "sparse", "very_sparse": kind == "very_sparse"}
+    model = peft_model(shapes, rank, draw_dtype=draw_dtype, projection_prng_key=seed, **sparse).base_model
     return _numpy(model.randlora_A[NAME])[:, 0, :], _numpy(model.randlora_B[NAME]).transpose(1, 0, 2)
 
 
-def peft_layer(
-    shape: tuple[int, int],
-    rank: int,
-    *,
-    dtype: str = "float32",
-    bias: bool = True,
-    conv1d: bool = False,
-    alpha: Any = 640,
-) -> Any:
-    """A PEFT model of one adapted layer ``base_model.model.lin0`` of ``shape`` (out, in), a Linear or a Conv1D."""
-    import torch
-
-    options = {"alpha": alpha, "bias": bias, "conv1d": conv1d}
-    return _peft_model([shape], rank, **options).to(getattr(torch, dtype))
-
-
-def _peft_model(
-    shapes: Sequence[tuple[int, int]],
-    rank: int,
-    *,
-    alpha: Any = 640,
-    bias: bool = True,
-    conv1d: bool = False,
-    draw_dtype: str = "bfloat16",
-    **config: Any,
-) -> Any:
-    """PEFT around a module with one layer ``lin{i}`` for each of ``shapes`` (out, in), a Linear's weight not filled."""
+def peft_model(
+    shapes: Sequence[tuple[int, int]], rank: int, *, alpha: Any = 640, bias: bool = True, conv1d: bool = False,
+    draw_dtype: str = "bfloat16", **config: Any,
+) -> Any:  # fmt: skip
+    """PEFT around a module with ``lin{i}``, a Linear (not filled) or Conv1D, for each (out, in) of ``shapes``."""
     from unittest import mock
 
     import torch
     from peft import RandLoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
 
     module = torch.nn.Module()
     for i, (out_features, in_features) in enumerate(shapes):
-        if conv1d:
-            from transformers.pytorch_utils import Conv1D
-
-            module.add_module(f"lin{i}", Conv1D(out_features, in_features))
-        else:
-            empty = torch.nn.utils.skip_init(torch.nn.Linear, in_features, out_features, bias=bias)
-            module.add_module(f"lin{i}", empty)
+        empty = torch.nn.utils.skip_init(torch.nn.Linear, in_features, out_features, bias=bias)
+        module.add_module(f"lin{i}", Conv1D(out_features, in_features) if conv1d else empty)
+    names = [f"lin{i}" for i in range(len(shapes))]
     settings = RandLoraConfig(
-        r=rank,
-        randlora_alpha=alpha,
-        randlora_dropout=0.0,
-        target_modules=[f"lin{i}" for i in range(len(shapes))],
-        fan_in_fan_out=conv1d,
-        **config,
+        r=rank, randlora_alpha=alpha, randlora_dropout=0.0, target_modules=names, fan_in_fan_out=conv1d, **config
     )
     if draw_dtype == "bfloat16":
         return get_peft_model(module, settings)
@@ -251,24 +196,22 @@ def _peft_model(
 
 def _run_layer(case: "Case") -> dict[str, Any]:
     """Forward and backward of PEFT's layer with the case's arrays in the case's dtype."""
-    n, rank = case.lambda_.shape
-    shape = case.weight.shape
+    import torch
+
+    (n, rank), shape = case.lambda_.shape, case.weight.shape
     if n != -(-min(shape) // rank):
         return dict.fromkeys(case.wanted, f"unsupported: PEFT has n = {-(-min(shape) // rank)} terms here, never {n}")
     alpha = case.scaling * rank if case.alpha is None else case.alpha
-    model = peft_layer(
-        shape, rank, dtype=case.dtype, bias=case.bias is not None, conv1d=case.fan_in_fan_out, alpha=alpha
-    )
-    layer = model.base_model.model.lin0
+    model = peft_model([shape], rank, bias=case.bias is not None, conv1d=case.fan_in_fan_out, alpha=alpha)
+    layer = model.to(getattr(torch, case.dtype)).base_model.model.lin0
     _fill(layer, case)
     delta = _numpy(layer.get_delta_weight(NAME))
-    results = {"delta_weight": delta.T if case.fan_in_fan_out else delta}
     if case.merged:
         layer.merge()
     x = _tensor(case.x, case.dtype).requires_grad_()
     y = layer(x)
     y.backward(_tensor(case.dy, case.dtype))
-    results.update(y=_numpy(y), dx=_numpy(x.grad))
+    results = {"delta_weight": delta.T if case.fan_in_fan_out else delta, "y": _numpy(y), "dx": _numpy(x.grad)}
     if not case.merged:
         results["dlambda"] = _numpy(layer.randlora_lambda[NAME].grad).T
         results["dgamma"] = _numpy(layer.randlora_gamma[NAME].grad)

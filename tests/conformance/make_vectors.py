@@ -82,7 +82,7 @@ def layer(
     )  # fmt: skip
     case = replace(case, **changes)
     if tier == "exact":
-        c = case.with_arrays(lambda x: None if x is None else np.abs(x))
+        c = case.with_arrays(np.abs)
         gauge = max(float(np.max(v, initial=0)) for v in layer_outputs(replace(c, scaling=abs(scaling))).values())
         case = replace(case, exact_in=tuple(name for name, digits in DIGITS.items() if gauge <= 2**digits))
     return replace(case, notes=flags(case))
@@ -280,7 +280,7 @@ def full_json(case: Case) -> dict[str, Any]:
         dtype = "int" if case.tier == "exact" else "float64"
         out["expected"] = {name: vectors.encode(to_float64(results[name]), dtype) for name in case.wanted}
         if case.tier == "real":
-            absolute = case.with_arrays(lambda x: None if x is None else np.abs(x))
+            absolute = case.with_arrays(np.abs)
             gauge = layer_outputs(replace(absolute, scaling=abs(case.scaling)), Fraction)
             out["gauge"] = {name: vectors.encode(to_float64(gauge[name]), dtype) for name in case.wanted}
         else:

@@ -81,10 +81,10 @@ def test_several_adapters_and_shapes_agree_but_for_the_known_fault() -> None:
     from peft import RandLoraConfig
 
     from randlora_ref import Bases, RandLoRA
-    from randlora_ref.interop.peft import _peft_model
+    from randlora_ref.interop.peft import peft_model
 
     shapes = [(20, 20), (7, 6), (6, 9)]
-    model = _peft_model(shapes, 3, alpha=6)
+    model = peft_model(shapes, 3, alpha=6)
 
     def add(name: str, rank: int) -> None:
         names = [f"lin{i}" for i in range(len(shapes))]
