@@ -301,8 +301,8 @@ def search(implementation: Implementation, count: int = 200, seed: int = 0, targ
     import hypothesis
     from hypothesis import strategies as st
 
-    found: list[Case] = []
-    passed: set[int] = set()
+    begin, found = time.monotonic(), list[Case]()
+    passed = [0]
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -317,15 +317,16 @@ def search(implementation: Implementation, count: int = 200, seed: int = 0, targ
             found[:] = [case]
             raise _FoundError
         if not absent:
-            passed.add(len(passed))
+            passed[0] += 1
 
     with suppress(_FoundError):
         one()
     target = target or name_of(implementation)
-    report = check(implementation, cases=found, target=target) if found else Report(target, len(passed))
+    report = check(implementation, cases=found, target=target) if found else Report(target, passed[0])
     again = f"randlora-ref check {target} --random {count} --seed {seed}"
     failures: tuple[Failure, ...] = tuple(replace(failure, reproduce=again) for failure in report.failures)
-    return replace(report, failures=failures, details={"seed": seed, "count": count, "spec": SPEC_VERSION})
+    details = {"seed": seed, "count": count, "spec": SPEC_VERSION}
+    return replace(report, failures=failures, details=details, seconds=time.monotonic() - begin)
 
 
 class _FoundError(Exception):
