@@ -306,8 +306,10 @@ class Model:
 
     def embed_back(self, name: str, dy: Array, caches: dict[str, Any], grads: Gradients) -> None:
         """Backward of ``embed``, for the table."""
-        if grads.weights is not None and caches[name] is not None:
-            self.keep_weight(name, embedding_backward(dy, caches[name]), grads)
+        if grads.weights is not None:
+            given = caches[name] is None  # embeddings came in place of tokens: no row of the table was used
+            zero = 0 * self.tensors(name)[0] if given else None
+            self.keep_weight(name, zero if given else embedding_backward(dy, caches[name]), grads)
 
     def place_back(self, name: str, dy: Array, grads: Gradients) -> None:
         """The gradient of a table of places, of which the input took the first ones."""
