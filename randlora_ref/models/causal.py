@@ -36,6 +36,7 @@ class CausalModel(Model):
         logits = self.linear("lm_head", self.norm(self.NORM, x, steps, stack.spec), steps)
         if labels is None:
             return None, ModelCache(logits, None, steps)
+        labels = arrays.astype(self.xp, labels, self.xp.int64)
         following = arrays.concat(self.xp, [labels[:, 1:], self.xp.full_like(labels[:, :1], IGNORED)], 1)
         rows = arrays.as_rows(self.xp, logits)
         loss, cache = cross_entropy(rows, self.xp.reshape(following, (-1,)), checked=True)

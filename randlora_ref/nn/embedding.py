@@ -20,7 +20,8 @@ def check_range(**named: tuple[Array | None, int, int | None]) -> None:
         if arrays.dtype_name(x)[:3] not in ("int", "uin"):
             raise TypeError(f"{name}: dtype {arrays.dtype_name(x)}; it must be an integer type")
         wrong = (x < 0) | (x >= limit)
-        bad[name] = wrong if spared is None else wrong & (x != spared)
+        signed = arrays.dtype_name(x)[0] == "i"  # an unsigned type cannot hold −100, nor be compared to it everywhere
+        bad[name] = wrong & (x != spared) if signed and spared is not None else wrong
     if not bad:
         return
     xp = arrays.namespace(**bad)

@@ -38,7 +38,7 @@ def cross_entropy(
     check_shape("labels", labels, (count,))
     if not checked:
         check_range(labels=(labels, size, ignored))
-    device = arrays.on(arrays.device_of(logits))
+    labels, device = arrays.astype(xp, labels, xp.int64), arrays.on(arrays.device_of(logits))
 
     def rows(z: Array) -> tuple[Array, ...]:
         top = xp.max(arrays.real(xp, z), axis=-1, keepdims=True)
@@ -46,7 +46,7 @@ def cross_entropy(
 
     (log_total,) = arrays.by_rows(xp, rows, logits)
     counts = labels != ignored
-    place = xp.arange(count, dtype=xp.int64, **device) * size + arrays.astype(xp, xp.where(counts, labels, 0), xp.int64)
+    place = xp.arange(count, dtype=xp.int64, **device) * size + xp.where(counts, labels, 0)
     chosen = xp.take(xp.reshape(logits, (-1,)), place)
     weight = arrays.astype(xp, counts, getattr(xp, arrays.precision("logits", logits)))
     total = xp.sum(weight)

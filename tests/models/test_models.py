@@ -275,6 +275,8 @@ def test_from_dict_reads_a_whole_config_json() -> None:
     assert models.GPT2(keys, weights).forward(**given)[0] == models.GPT2(config, weights).forward(**given)[0]
     llama = models.LlamaConfig.from_dict({"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}})
     assert llama.rope_theta == 5.0
+    small = given | {"labels": given["labels"].astype(np.uint8), "ids": given["ids"].astype(np.int16)}
+    assert models.GPT2(config, weights).forward(**small)[0] == models.GPT2(config, weights).forward(**given)[0]
     assert models.ViTConfig.from_dict({"id2label": {"0": "a", "1": "b", "2": "c"}}).num_labels == 3
     assert arrays.namespace(w=weights["transformer.wte.weight"]) is np
     assert nn.IGNORED == -100
