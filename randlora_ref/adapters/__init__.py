@@ -5,7 +5,7 @@ from .full import FullFineTuning, FullGrads
 from .lora import LoRA, LoRAGrads
 from .nola import NoLA, NoLAGrads
 from .protocol import Adapter, Factors
-from .randlora import Cache, Grads, RandLoRA, contraction_costs
+from .randlora import Grads, RandLoRA, contraction_costs
 from .vera import VeRA, VeRAGrads, vera_bases
 
 __all__ = [

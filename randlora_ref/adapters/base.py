@@ -1,4 +1,4 @@
-"""What the adapters beside RandLoRA do alike: the base path, dropout, bias, merging, counting, checks, random draws.
+"""What the adapters do alike: the base path, dropout, bias, merging, counting, checks, random draws.
 
 A method says what it learns, how rows go through ΔW, and how a cotangent comes back: ``_apply`` and ``_pull_back``.
 Most methods are a product of two thin matrices; ``LowRank`` does those two steps for any ΔW = s·L R, and such a method
@@ -47,19 +47,21 @@ class LinearAdapter:
         return int(self.out_features), int(self.in_features)
 
     def forward(
-        self, x: Array, weight: Array, bias: Array | None = None, *, dropout_mask: Array | None = None
+        self, x: Array, weight: Array, bias: Array | None = None, *, dropout_mask: Array | None = None,
+        keep_merged: bool = False
     ) -> tuple[Array, Cache]:
         """y (…, out) = x W0ᵀ + (x∘m) ΔWᵀ + b of x (…, in), and the cache of ``backward``.
 
-        ``dropout_mask`` m, of the shape of x, holds 0 where dropped and 1/(1 − p) where kept. Raises TypeError or
-        ValueError, naming the argument, for another library, device, precision or shape than the adapter's.
+        ``dropout_mask`` m, of the shape of x, holds 0 where dropped and 1/(1 − p) where kept. ``keep_merged`` keeps
+        W0 + ΔW for backward, out·in numbers more, where the method forms it. Raises TypeError or ValueError, naming
+        the argument, for another library, device, precision or shape than the adapter's.
         """
         xp = protocol.check_layer(self.shape, self._like, x, weight, bias, dropout_mask)
         rows = arrays.as_rows(xp, x)
         if dropout_mask is None:
-            y, inner = self._apply(xp, rows, weight)
+            y, inner = self._apply(xp, rows, weight, keep_merged)
         else:
-            step, inner = self._apply(xp, rows * arrays.as_rows(xp, dropout_mask), None)
+            step, inner = self._apply(xp, rows * arrays.as_rows(xp, dropout_mask), None, keep_merged)
             y = rows @ weight.T + step
         if bias is not None:
             y = y + bias
@@ -117,7 +119,7 @@ class LinearAdapter:
 
     # -- the pieces of a method ---------------------------------------------------------------------------
 
-    def _apply(self, xp: Any, p: Array, weight: Array | None) -> tuple[Array, Any]:
+    def _apply(self, xp: Any, p: Array, weight: Array | None, keep_merged: bool) -> tuple[Array, Any]:
         """p (W0 + ΔW)ᵀ of rows p (T, in), or p ΔWᵀ where ``weight`` is None, and what ``_pull_back`` needs."""
         raise NotImplementedError
 
@@ -174,7 +176,7 @@ class LowRank(LinearAdapter):
         L, R = self._pair(arrays.namespace(learned=self._like))
         return self.scaling * (L @ R)
 
-    def _apply(self, xp: Any, p: Array, weight: Array | None) -> tuple[Array, Any]:
+    def _apply(self, xp: Any, p: Array, weight: Array | None, keep_merged: bool) -> tuple[Array, Any]:
         L, R = self._pair(xp)
         z = self.scaling * (p @ R.T)
         step = z @ L.T

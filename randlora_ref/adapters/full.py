@@ -56,7 +56,7 @@ class FullFineTuning(LinearAdapter):
         """One product of one factor, (ΔW,)."""
         return ((self.delta,),)
 
-    def _apply(self, xp: Any, p: Array, weight: Array | None) -> tuple[Array, Any]:
+    def _apply(self, xp: Any, p: Array, weight: Array | None, keep_merged: bool) -> tuple[Array, Any]:
         """One product through W0 + ΔW, where dropout does not part the two."""
         return p @ self._total(weight).T, None
 

@@ -16,9 +16,10 @@ class Adapter(Protocol):
         """(out, in) of the weight that is adapted."""
 
     def forward(
-        self, x: Array, weight: Array, bias: Array | None = None, *, dropout_mask: Array | None = None
+        self, x: Array, weight: Array, bias: Array | None = None, *, dropout_mask: Array | None = None,
+        keep_merged: bool = False
     ) -> tuple[Array, Any]:
-        """y (…, out) = x W0ᵀ + (x∘m) ΔWᵀ + b of x (…, in), and what ``backward`` needs."""
+        """y (…, out) = x W0ᵀ + (x∘m) ΔWᵀ + b of x (…, in), and what ``backward`` needs; with W0 + ΔW, if asked."""
 
     def backward(self, dy: Array, cache: Any, *, weight_grad: bool = False) -> tuple[Array, Any]:
         """∂L/∂x (…, in) of ∂L/∂y (…, out), and a named tuple of gradients: the learned values', bias, weight."""

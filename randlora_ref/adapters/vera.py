@@ -131,7 +131,7 @@ class VeRA(LinearAdapter):
         A, B = self._own
         return ((self.lambda_b, B, self.lambda_d, A),)
 
-    def _apply(self, xp: Any, p: Array, weight: Array | None) -> tuple[Array, Any]:
+    def _apply(self, xp: Any, p: Array, weight: Array | None, keep_merged: bool) -> tuple[Array, Any]:
         A, B = self._own
         z = p @ A.T
         u = (z * self.lambda_d) @ B.T

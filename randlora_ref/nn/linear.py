@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 from .. import arrays
-from ..adapters import RandLoRA
 from ..adapters.protocol import Adapter, check_layer, check_shape
 
 Array = Any
@@ -32,7 +31,7 @@ def linear(
     """y (…, out) of x (…, in), weight (out, in) and bias (out,) or None; ``adapter`` adds its ΔW."""
     inner = None
     if adapter is not None:
-        y, inner = adapter.forward(x, weight, bias, **({"keep_merged": True} if isinstance(adapter, RandLoRA) else {}))
+        y, inner = adapter.forward(x, weight, bias, keep_merged=True)
     else:
         xp = check_layer(tuple(weight.shape), weight, x, weight, bias, None)
         rows = arrays.as_rows(xp, x) @ weight.T

@@ -62,8 +62,7 @@ class Backend(NamedTuple):
 
     def layer(self, case: dict[str, Any], dtype: str, **changes: Any) -> RandLoRA:
         """The adapter of a case of ``integers.layer_case``, its arrays brought here in ``dtype``."""
-        own = {name: self.array(case[name], dtype) for name in ("A", "B", "lambda_", "gamma")}
-        own.update(changes)
+        own = {name: self.array(case[name], dtype) for name in ("A", "B", "lambda_", "gamma")} | changes
         out, in_ = case["weight"].shape
         return RandLoRA(
             out_features=out,
@@ -74,6 +73,7 @@ class Backend(NamedTuple):
             gamma=own["gamma"],
             scaling=case["scaling"],
             dialect="paper" if case["pairing"] == "literal" else "peft",
+            order=own.get("order"),
         )
 
     def array(self, x: Array, dtype: str) -> Array:
@@ -82,9 +82,9 @@ class Backend(NamedTuple):
 
     def run(self, case: dict[str, Any], dtype: str, order: Order | None = None) -> dict[str, Array]:
         """Every result of the fast layer as float64 on the host, under the names of ``gauge.expected``."""
-        layer = self.layer(case, dtype)
+        layer = self.layer(case, dtype, order=order)
         x, weight, bias, mask, dy = (self.array(case[k], dtype) for k in ("x", "weight", "bias", "dropout_mask", "dy"))
-        y, cache = layer.forward(x, weight, bias, dropout_mask=mask, order=order)
+        y, cache = layer.forward(x, weight, bias, dropout_mask=mask)
         dx, grads = layer.backward(dy, cache, weight_grad=True)
         results = {"y": y, "delta_weight": layer.delta_weight(), "x": dx, **grads._asdict()}
         return {name: arrays.to_numpy(result).astype(np.float64) for name, result in results.items()}
