@@ -38,7 +38,7 @@ def test_verify_fails_where_a_property_does(capsys: Any, monkeypatch: pytest.Mon
     """Status 1, the property named, JSON that any parser reads although the figure is infinite."""
     from randlora_ref.adapters.randlora import RandLoRA
 
-    monkeypatch.setattr(RandLoRA, "_S", None)
+    monkeypatch.setattr(RandLoRA, "_K", None)
     status, out, _ = run(capsys, "verify", "--backend", "numpy")
     assert status == 1
     assert re.search(r"FAIL +inf <= +0  layer: stopped by TypeError", out)

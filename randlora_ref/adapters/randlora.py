@@ -43,11 +43,14 @@ class Grads(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What backward needs beside x: the order, the (T, n·r) projection of x, and W0 + ΔW or ΔW if it is kept."""
+    """What backward needs beside x: the order, x's projection z or v (T, n·r), and what was formed, if it is kept.
+
+    That is W0 + ΔW (with dropout ΔW alone) in the order "merged", K in "thin".
+    """
 
     order: Order
     projection: Array | None
-    merged: Array | None
+    formed: Array | None
 
 
 def contraction_costs(
@@ -56,7 +59,7 @@ def contraction_costs(
     """Flops of forward and backward of one layer for ``rows`` inputs, in each order of contraction.
 
     merged    ΔW is formed, y and ∂L/∂x go through W0 + ΔW, and ∂L/∂S is 𝐁ᵀ(qᵀp) or (q𝐁)ᵀp, the cheaper
-    thin      p and q go through S, then 𝐁; G_M is never formed; what PEFT does
+    thin      p and q go through K, Λ and 𝐁; G_M is never formed; what PEFT does
     termwise  neither ΔW nor S is formed: ((p∘Γ_j)Aᵀ∘Λ_j)B_jᵀ for all j at once; for few rows
 
     Element-wise operations count ``ELEMENTWISE`` times: they wait for memory.
@@ -207,105 +210,93 @@ class RandLoRA(LinearAdapter):
     def _apply(self, xp: Any, p: Array, weight: Array | None, keep_merged: bool = False) -> tuple[Array, Kept]:
         order = self._order(p.shape[0], weight is None, keep_merged)
         if order == "merged":
-            merged = self._delta(xp) if weight is None else weight + self._delta(xp)
-            return p @ merged.T, Kept(order, None, merged if keep_merged else None)
-        step, projection = (self._up if self.tall else self._down)(xp, p, order)
-        return (step if weight is None else p @ weight.T + step), Kept(order, projection, None)
+            formed = self._delta(xp) if weight is None else weight + self._delta(xp)
+            return p @ formed.T, Kept(order, None, formed if keep_merged else None)
+        formed = self._K(xp) if order == "thin" else None
+        if self.tall:
+            inner = self._project(xp, p, formed)
+            step = (inner * self._scales(xp)) @ self._B.T
+        else:
+            inner = p @ self._B
+            step = self._gather(xp, self._spread(xp, inner * self._scales(xp), formed), formed)
+        return (step if weight is None else p @ weight.T + step), Kept(order, inner, formed if keep_merged else None)
 
     def _pull_back(
         self, xp: Any, q: Array, p: Array, weight: Array | None, inner: Kept
     ) -> tuple[Array, tuple[Array, ...]]:
+        d_side, D_side = (p, q) if self.tall else (q, p)
+        formed = inner.formed
         if inner.order == "merged":
-            merged = inner.merged
-            if merged is None:
-                merged = self._delta(xp) if weight is None else weight + self._delta(xp)
-            d_side, D_side = (p, q) if self.tall else (q, p)
+            if formed is None:
+                formed = self._delta(xp) if weight is None else weight + self._delta(xp)
             T, N = p.shape[0], self.n * self.rank
             if self.D * self.d * (T + N) <= T * N * (self.D + self.d):  # 𝐁ᵀ(qᵀp) or (q𝐁)ᵀp, the cheaper
                 dS = self._B.T @ (D_side.T @ d_side)
             else:
                 dS = (D_side @ self._B).T @ d_side
-            return q @ merged, self._learned(xp, dS)
-        method = self._backward_thin if inner.order == "thin" else self._backward_termwise
-        step, *learned = method(xp, p, q, inner.projection)
-        return (step if weight is None else q @ weight + step), tuple(learned)
-
-    def _S(self, xp: Any) -> Array:
-        """S (n·r, d): row (j, k) is s·Λ_j[k]·A[k, :]∘Γ_j, in the order of 𝐁's columns under the pairing."""
-        scaled = self.scaling * self.lambda_
-        if self._crossed:
-            S = (scaled.T[:, :, None] * self._A[:, None, :]) * self.gamma[None, :, :]
+            return q @ formed, self._learned(xp, dS)
+        if inner.order == "thin" and formed is None:
+            formed = self._K(xp)
+        z: Array = inner.projection if self.tall else self._project(xp, d_side, formed)
+        v: Array = D_side @ self._B if self.tall else inner.projection
+        u = v * self._scales(xp)
+        spread = self._spread(xp, u, formed)
+        step = self._gather(xp, spread, formed) if self.tall else (z * self._scales(xp)) @ self._B.T
+        if formed is None:
+            d_gamma = xp.sum(d_side[:, None, :] * spread, axis=0)
         else:
-            S = (scaled[:, :, None] * self._A[None, :, :]) * self.gamma[:, None, :]
-        return xp.reshape(S, (self.n * self.rank, self.d))
+            P = self._by_terms(xp, u.T @ d_side)
+            P *= self._A
+            d_gamma = xp.sum(P, axis=1)
+        d_lambda = self.scaling * self._by_terms(xp, xp.sum(v * z, axis=0)[:, None])[:, :, 0]
+        return (step if weight is None else q @ weight + step), (d_lambda, d_gamma)
+
+    # Rows of S and K, and columns of 𝐁, v, z and u, are in one order: term by term, or rank by rank if crossed.
+
+    def _by_terms(self, xp: Any, x: Array) -> Array:
+        """(n·r, k) in that order as (n, r, k)."""
+        if self._crossed:
+            return arrays.permute(xp, xp.reshape(x, (self.rank, self.n, x.shape[1])), (1, 0, 2))
+        return xp.reshape(x, (self.n, self.rank, x.shape[1]))
+
+    def _scales(self, xp: Any) -> Array:
+        """s·Λ as (n·r,)."""
+        scaled = self.scaling * self.lambda_
+        return xp.reshape(scaled.T if self._crossed else scaled, (self.n * self.rank,))
+
+    def _K(self, xp: Any) -> Array:
+        """K (n·r, d), the Khatri-Rao product: row (j, k) is A[k, :]∘Γ_j. S is diag(s·Λ) K."""
+        A, gamma = (self._A[:, None, :], self.gamma[None, :, :]) if self._crossed else (self._A, self.gamma[:, None, :])
+        return xp.reshape(A * gamma, (self.n * self.rank, self.d))
 
     def _delta(self, xp: Any) -> Array:
-        """ΔW (out, in): 𝐁 S, or its transpose."""
-        S = self._S(xp)
+        """ΔW (out, in): M = 𝐁 S, or its transpose."""
+        S = self._scales(xp)[:, None] * self._K(xp)
         return self._B @ S if self.tall else S.T @ self._B.T
 
     def _learned(self, xp: Any, dS: Array) -> tuple[Array, Array]:
-        """∂L/∂Λ (n, r) and ∂L/∂Γ (n, d) from ∂L/∂S over s·Λ, dS = 𝐁ᵀG_M (n·r, d)."""
-        n, r, d = self.n, self.rank, self.d
-        if self._crossed:
-            dS = arrays.permute(xp, xp.reshape(dS, (r, n, d)), (1, 0, 2))
-        P = xp.reshape(dS, (n, r, d)) * self._A
+        """∂L/∂Λ (n, r) and ∂L/∂Γ (n, d) from dS = ∂L/∂S = 𝐁ᵀG_M (n·r, d), which is overwritten."""
+        P = self._by_terms(xp, dS)
+        P *= self._A
         d_lambda = self.scaling * (P @ self.gamma[:, :, None])[:, :, 0]
         d_gamma = ((self.scaling * self.lambda_)[:, None, :] @ P)[:, 0, :]
         return d_lambda, d_gamma
 
-    def _split(self, xp: Any, v: Array) -> Array:
-        """(T, n·r) in the order of 𝐁's columns, as (T, n, r)."""
+    def _project(self, xp: Any, p: Array, K: Array | None) -> Array:
+        """z = p Kᵀ (T, n·r); without K, (p∘Γ_j) Aᵀ for every j."""
+        if K is not None:
+            return p @ K.T
+        z = (p[:, None, :] * self.gamma[None, :, :]) @ self._A.T
+        return xp.reshape(arrays.swap_last(z) if self._crossed else z, (p.shape[0], self.n * self.rank))
+
+    def _spread(self, xp: Any, u: Array, K: Array | None) -> Array:
+        """u (T, n·r) itself; without K, u_j A for every j, (T, n, d)."""
+        if K is not None:
+            return u
         if self._crossed:
-            return arrays.swap_last(xp.reshape(v, (v.shape[0], self.rank, self.n)))
-        return xp.reshape(v, (v.shape[0], self.n, self.rank))
+            return arrays.swap_last(xp.reshape(u, (u.shape[0], self.rank, self.n))) @ self._A
+        return xp.reshape(u, (u.shape[0], self.n, self.rank)) @ self._A
 
-    def _join(self, xp: Any, z: Array) -> Array:
-        """(T, n, r) as (T, n·r) in the order of 𝐁's columns."""
-        if self._crossed:
-            z = arrays.swap_last(z)
-        return xp.reshape(z, (z.shape[0], self.n * self.rank))
-
-    def _project(self, xp: Any, p: Array) -> Array:
-        """((p∘Γ_j) Aᵀ) for every j, (T, n, r)."""
-        return (p[:, None, :] * self.gamma[None, :, :]) @ self._A.T
-
-    def _up(self, xp: Any, p: Array, order: Order) -> tuple[Array, Array | None]:
-        """p Mᵀ (T, D) of rows p (T, d), and for "termwise" the projection of p."""
-        if order == "thin":
-            return (p @ self._S(xp).T) @ self._B.T, None
-        z = self._project(xp, p)
-        return self._join(xp, z * (self.scaling * self.lambda_)) @ self._B.T, z
-
-    def _down(self, xp: Any, q: Array, order: Order) -> tuple[Array, Array]:
-        """q M (T, d) of rows q (T, D), and q 𝐁 (T, n·r)."""
-        v = q @ self._B
-        if order == "thin":
-            return v @ self._S(xp), v
-        return xp.sum(self._spread(xp, v) * self.gamma[None, :, :], axis=1), v
-
-    def _spread(self, xp: Any, v: Array) -> Array:
-        """s·(v_j∘Λ_j) A for every j, (T, n, d), of v = q 𝐁 (T, n·r)."""
-        return (self._split(xp, v) * (self.scaling * self.lambda_)) @ self._A
-
-    def _backward_thin(self, xp: Any, x: Array, dy: Array, inner: Array | None) -> tuple[Array, Array, Array]:
-        """The adapter's part of ∂L/∂x, and ∂L/∂Λ, ∂L/∂Γ, through dS = (q𝐁)ᵀ p."""
-        if self.tall:
-            v = dy @ self._B
-            return v @ self._S(xp), *self._learned(xp, v.T @ x)
-        step, _ = self._up(xp, dy, "thin")
-        return step, *self._learned(xp, inner.T @ dy)  # type: ignore[union-attr]
-
-    def _backward_termwise(self, xp: Any, x: Array, dy: Array, inner: Array | None) -> tuple[Array, Array, Array]:
-        """The same, term by term: ∂L/∂Λ = s·Σ_t z∘v with z the projection of p, and ∂L/∂Γ_j = Σ_t p∘spread(v)_j."""
-        p, q = (x, dy) if self.tall else (dy, x)
-        z = inner if self.tall else self._project(xp, p)
-        v = q @ self._B if self.tall else inner
-        spread = self._spread(xp, v)
-        if self.tall:
-            step = xp.sum(spread * self.gamma[None, :, :], axis=1)
-        else:
-            step = self._join(xp, z * (self.scaling * self.lambda_)) @ self._B.T
-        d_lambda = self.scaling * xp.sum(z * self._split(xp, v), axis=0)
-        d_gamma = xp.sum(p[:, None, :] * spread, axis=0)
-        return step, d_lambda, d_gamma
+    def _gather(self, xp: Any, spread: Array, K: Array | None) -> Array:
+        """u K (T, d) of what ``_spread`` made of u: Σ_j (u_j A)∘Γ_j."""
+        return spread @ K if K is not None else xp.sum(spread * self.gamma[None, :, :], axis=1)

@@ -167,7 +167,7 @@ def test_keeping_the_merged_weight_changes_no_result() -> None:
     results = []
     for keep in (False, True):
         y, cache = layer.forward(x, weight, keep_merged=keep)
-        assert (cache.inner.merged is not None) == keep
+        assert (cache.inner.formed is not None) == keep
         results.append((y, *layer.backward(dy, cache)))
     assert all(np.array_equal(a, b) for a, b in zip(results[0][:2], results[1][:2], strict=True))
     assert np.array_equal(results[0][2].gamma, results[1][2].gamma)

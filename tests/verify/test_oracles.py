@@ -95,7 +95,7 @@ def faults() -> dict[str, tuple[str, Any, str, Any]]:
     """What is broken by hand: the property that must see it, then owner, name and replacement."""
     from randlora_ref.adapters.randlora import RandLoRA
 
-    pull_back, S, words = RandLoRA._learned, RandLoRA._S, audit.prng.philox_words
+    pull_back, K, words = RandLoRA._learned, RandLoRA._K, audit.prng.philox_words
     basis, pullback = spec.term_basis, spec.pullback
 
     def unscaled(self: Any, xp: Any, dS: Any) -> Any:
@@ -114,8 +114,8 @@ def faults() -> dict[str, tuple[str, Any, str, Any]]:
     return {
         "scaling left out of the gradients": (exact, RandLoRA, "_learned", unscaled),
         "dΓ without Λ": (exact, RandLoRA, "_learned", gamma_without_lambda),
-        "S off in the tenth digit": (real, RandLoRA, "_S", lambda self, xp: S(self, xp) * (1 + 1e-10)),
-        "S not finite": (exact, RandLoRA, "_S", lambda self, xp: S(self, xp) + float("nan")),
+        "K off in the tenth digit": (real, RandLoRA, "_K", lambda self, xp: K(self, xp) * (1 + 1e-10)),
+        "K not finite": (exact, RandLoRA, "_K", lambda self, xp: K(self, xp) + float("nan")),
         "Philox one word late": ("Philox", audit.prng, "philox_words", one_late),
         "literal pairing crossed": (exact, spec, "term_basis", lambda B, j, pairing: basis(B, j, "crossed")),
         "the spec's dΛ without Γ": ("spec: every gradient", spec, "pullback", lambda_without_gamma),
