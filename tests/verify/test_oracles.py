@@ -72,15 +72,15 @@ def test_complex_step_has_no_step_error() -> None:
 
 @pytest.mark.parametrize("name", ["numpy", "strict"])
 def test_every_property_holds(name: str) -> None:
-    """The audit of this package, on NumPy and on array-api-strict with a device that is not the default."""
+    """The audit, on NumPy and on array-api-strict with a device that is not the default; nn and models: test_cli."""
     import array_api_strict
 
     backend = audit.Backend(np)
     if name == "strict":
         backend = audit.Backend(array_api_strict, array_api_strict.Device("device1"))
-    found = list(audit.properties(backend))
+    found = list(audit.properties(backend, parts=[part for part in audit.PARTS if part != "transformers"]))
     assert [one for one in found if not one.ok] == []
-    assert len(found) >= (50 if name == "numpy" else 20)
+    assert len(found) >= 20
 
 
 @pytest.mark.gpu
