@@ -152,14 +152,16 @@ def real(xp: Namespace, x: Array) -> Array:
     return xp.real(x) if dtype_name(x) in _REAL_PART else x
 
 
-def by_rows(xp: Namespace, f: Callable[..., tuple[Array, ...]], *xs: Array) -> tuple[Array, ...]:
+def by_rows(
+    xp: Namespace, f: Callable[..., tuple[Array, ...]], *xs: Array, step: int | None = None
+) -> tuple[Array, ...]:
     """``f(*xs)`` for an ``f`` that treats every row (first axis) alone; all results have the rows of ``xs``.
 
-    On NumPy it runs on blocks of rows that stay in cache, so a chain of element-wise steps reads memory once and
-    makes no temporaries of full size. Elsewhere it is one call.
+    On NumPy it runs on blocks of ``step`` rows (None: as many as stay in cache), so a chain of element-wise steps
+    reads memory once and makes no temporaries of full size. Elsewhere it is one call.
     """
     rows, width = xs[0].shape[0], math.prod(xs[0].shape[1:])
-    step = max(1, BLOCK // max(1, width))
+    step = max(1, BLOCK // max(1, width)) if step is None else step
     if xp is not np or rows <= step:
         return f(*xs)
     results: tuple[Array, ...] = ()

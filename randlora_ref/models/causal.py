@@ -57,7 +57,11 @@ class CausalModel(Model):
     def backward(self, cache: ModelCache, *, weights: bool = False, inputs: bool = False) -> Gradients:
         """The gradients of L; ``weights`` adds every saved tensor's, ``inputs`` the embedded tokens' (B, T, k)."""
         grads, steps, (stack,) = Gradients(weights), cache.steps, self.config.stacks()
-        dy = self.linear_back("lm_head", self.xp.reshape(cache.d_logits(), cache.logits.shape), steps, grads)
+        head = steps["lm_head"]
+        if weights or "lm_head" in self.adapters:
+            dy = self.linear_back("lm_head", self.xp.reshape(cache.d_logits(), cache.logits.shape), steps, grads)
+        else:  # nothing of the head is learned, and it has no bias
+            dy = self.xp.reshape(cache.d_logits(head.weight), head.x.shape)
         dy = self.run_back(stack, self.norm_back(self.NORM, dy, steps, grads), steps, grads)
         if self.PLACES is not None:
             self.place_back(self.PLACES, dy, grads)

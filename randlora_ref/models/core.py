@@ -163,11 +163,11 @@ class ModelCache(NamedTuple):
     loss: Any
     steps: dict[str, Any]
 
-    def d_logits(self) -> Array:
-        """∂L/∂logits as rows. ValueError if there was no loss."""
+    def d_logits(self, through: Array | None = None) -> Array:
+        """∂L/∂logits as rows, or its product with ``through``. ValueError if there was no loss."""
         if self.loss is None:
             raise ValueError("cache: of a forward pass without labels; backward needs the loss")
-        return cross_entropy_backward(self.loss)
+        return cross_entropy_backward(self.loss, through=through)
 
 
 class Gradients(dict[str, Any]):

@@ -54,8 +54,11 @@ def cross_entropy(
     return xp.sum(share * (log_total[:, 0] - chosen)), LossCache(logits, labels, log_total, share[:, None])
 
 
-def cross_entropy_backward(cache: LossCache, dloss: Any = 1.0) -> Array:
-    """∂L/∂logits (T, V), times ``dloss``."""
+def cross_entropy_backward(cache: LossCache, dloss: Any = 1.0, *, through: Array | None = None) -> Array:
+    """∂L/∂logits (T, V), times ``dloss``; with ``through`` W (V, k) the product ∂L/∂logits·W (T, k).
+
+    Of a large vocabulary ∂L/∂logits is by far the largest array of a model; through W it is never held whole on NumPy.
+    """
     logits, labels, log_total, share = cache
     xp = arrays.namespace(logits=logits)
     every = xp.arange(logits.shape[1], dtype=labels.dtype, **arrays.on(arrays.device_of(logits)))
@@ -66,8 +69,11 @@ def cross_entropy_backward(cache: LossCache, dloss: Any = 1.0) -> Array:
         p -= xp.where(labels[:, None] == every, share, 0.0)
         return (p,)
 
-    (d_logits,) = arrays.by_rows(xp, rows, logits, labels, log_total, share * dloss)
-    return d_logits
+    def product(*xs: Array) -> tuple[Array, ...]:
+        return (arrays.by_rows(xp, rows, *xs)[0] @ through,)
+
+    whole = (logits, labels, log_total, share * dloss)
+    return arrays.by_rows(xp, rows, *whole)[0] if through is None else arrays.by_rows(xp, product, *whole, step=128)[0]
 
 
 def contrastive(texts: Array, images: Array, log_scale: Array) -> tuple[Array, Any]:
