@@ -18,6 +18,7 @@ import numpy as np
 from . import __version__
 from .prng import check_seed
 
+EXTRAS = {"safetensors": "peft", "matplotlib": "plot", "hypothesis": "test"}  # else crosscheck
 Report = tuple[list[str], Any, bool]  # lines for a person, data for JSON, whether all is well
 
 
@@ -38,7 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get(str(error.name), "crosscheck")
+        needs = f"needs {error.name}: pip install 'randlora-ref[{extra}]'"
+        print(f"randlora-ref {arguments.command}: {needs}", file=sys.stderr)
+        return 2
+    except (ValueError, TypeError, KeyError, IndexError, OSError, ImportError) as error:
         print(f"randlora-ref {arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0 if ok else 1

@@ -184,3 +184,13 @@ def test_claims_has_a_verdict_for_each(capsys: Any) -> None:
     assert status == 0
     assert len(found) >= 12
     assert all(one["verdict"] in ("holds", "holds corrected", "fails") and one["evidence"] for one in found)
+
+
+@pytest.mark.parametrize("command", [("check", "peft"), ("check", "peft", "--case", "exact-001-hand-3x2"), ("bench",)])
+def test_what_is_not_installed_is_named(capsys: Any, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]) -> None:
+    """One line with the extra to install, status 2: not a report of failures that are none of PEFT's."""
+    for name in ("peft", "torch", "transformers"):
+        monkeypatch.setitem(sys.modules, name, None)
+    status, out, err = run(capsys, *command)
+    assert (status, out) == (2, "")
+    assert re.fullmatch(rf"randlora-ref {command[0]}: needs (peft|torch): pip install 'randlora-ref\[crosscheck\]'\n", err)

@@ -65,6 +65,8 @@ class Report:
             lines.append(f"not checked: {number} results, {reason}; the first is {result} of {case}")
         for reason, number in Counter(self.details.get("known", {}).values()).items():
             lines.append(f"known to fail: {number} cases, {reason}")
+        if "versions" in self.details:
+            lines.append(", ".join(f"{name} {version}" for name, version in self.details["versions"].items()))
         lines += [f"UNEXPECTED PASS: {id_}" for id_ in self.details.get("unexpected", ())]
         if self.failures:
             lines.append(f"diagnosis: {self.diagnosis}")

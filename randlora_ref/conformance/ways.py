@@ -28,7 +28,7 @@ from ..adapters.randlora import RandLoRA
 from ..bases import Bases, draw_bases
 from ..dialects import DIALECTS, get_dialect
 from ..spec import SPEC_VERSION
-from .cases import Case, layer_case, random_case
+from .cases import KINDS, Case, layer_case, random_case
 from .diagnose import LAYER, spoils
 from .report import Failure, Implementation, Progress, Report, check, judge, name_of, run_case
 from .vectors import MOST_BYTES, VERSION, case_to_json, decode, parse, read_file, stored_cases
@@ -232,7 +232,10 @@ def check_target(
     if name == "peft" and cases is None:
         return check_peft(dialect, random or 240, seed, progress, kinds=kinds, dtype=dtype)
     if name == "peft":
+        from ..interop.peft import installed
         from ..interop.peft import run_peft as implementation
+
+        installed()
     else:
         implementation = results_file(name) if name.endswith(".json") else load_function(name)  # type: ignore[assignment]
     return search(implementation, random, seed, name) if random else check(implementation, target=name, **options)
@@ -247,23 +250,26 @@ def check_peft(
     ``details["known"]``, and a known failure that passes is one in ``details["unexpected"]``. ``options`` are
     ``check``'s.
     """
-    from ..interop.peft import run_peft
+    from ..interop.peft import installed, run_peft
 
+    versions = installed()
     cases = [random_case(index, seed, get_dialect(dialect).name) for index in range(count)]
     ours = [
         c for c in stored_cases() if dialect == "peft" and not (c.dialect == "paper" and c.kind in ("bases", "start"))
     ]
-    known = {c.id: reason for c in ours if (reason := known_of_peft(c)) is not None}
     target = "peft" if dialect == "peft" else f"peft --dialect {dialect}"
     report = check(run_peft, cases=[*cases, *ours], target=target, progress=progress, **options)
-    return _without_known(report, known)
+    asked = [c for c in ours if c.kind in (options.get("kinds") or KINDS) and not options.get("dtype")]
+    known = {c.id: reason for c in asked if (reason := known_of_peft(c)) is not None}
+    return _without_known(report, known, versions)
 
 
-def _without_known(report: Report, known: Mapping[str, str]) -> Report:
+def _without_known(report: Report, known: Mapping[str, str], versions: Mapping[str, str]) -> Report:
     failures = tuple(failure for failure in report.failures if failure.case.id not in known)
     failed = {failure.case.id for failure in report.failures}
     unexpected = sorted(set(known) - failed)
-    details = {"known": {id_: reason for id_, reason in known.items() if id_ in failed}, "unexpected": unexpected}
+    found = {id_: reason for id_, reason in known.items() if id_ in failed}
+    details = {"known": found, "unexpected": unexpected, "versions": dict(versions)}
     return replace(report, failures=failures, diagnosis=report.diagnosis if failures else "", details=details)
 
 

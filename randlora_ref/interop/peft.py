@@ -135,6 +135,15 @@ def _read_tensors(path: Path) -> dict[str, Array]:
     return tensors
 
 
+def installed() -> dict[str, str]:
+    """The versions of PyTorch, transformers and PEFT here. ModuleNotFoundError for one that is not installed."""
+    import peft
+    import torch
+    import transformers
+
+    return {one.__name__: one.__version__ for one in (torch, transformers, peft)}
+
+
 def run_peft(case: "Case") -> dict[str, Any]:
     """What the installed PEFT makes of a conformance case: NumPy arrays by name, or "unsupported: reason"."""
     if case.kind == "layer":

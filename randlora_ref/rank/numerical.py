@@ -73,7 +73,7 @@ def plot_spectra(spectra: Mapping[str, Spectrum], path: str | Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError("plotting needs matplotlib: pip install 'randlora_ref[plot]'") from None
+        raise ImportError("plotting needs matplotlib: pip install 'randlora-ref[plot]'") from None
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
