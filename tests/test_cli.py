@@ -193,4 +193,5 @@ def test_what_is_not_installed_is_named(capsys: Any, monkeypatch: pytest.MonkeyP
         monkeypatch.setitem(sys.modules, name, None)
     status, out, err = run(capsys, *command)
     assert (status, out) == (2, "")
-    assert re.fullmatch(rf"randlora-ref {command[0]}: needs (peft|torch): pip install 'randlora-ref\[crosscheck\]'\n", err)
+    wanted = rf"randlora-ref {command[0]}: needs (peft|torch): pip install 'randlora-ref\[crosscheck\]'\n"
+    assert re.fullmatch(wanted, err)

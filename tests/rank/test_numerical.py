@@ -90,5 +90,5 @@ def test_plot_without_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"randlora_ref\[plot\]"):
+    with pytest.raises(ImportError, match=r"randlora-ref\[plot\]"):
         plot_spectra({}, tmp_path / "x.png")
