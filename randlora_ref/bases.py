@@ -84,9 +84,16 @@ def check_rank(rank: Any) -> None:
 
 
 def draw_bases(
-    dialect: str | Dialect = "paper", *, seed: int = 0, shapes: Sequence[tuple[int, int]], rank: int,
-    kind: Kind = "dense", draw_dtype: Literal["bfloat16", "float16"] = "bfloat16",
-    dtype: Literal["float32", "float64"] = "float32", xp: Any = np, device: Any = None
+    dialect: str | Dialect = "paper",
+    *,
+    seed: int = 0,
+    shapes: Sequence[tuple[int, int]],
+    rank: int,
+    kind: Kind = "dense",
+    draw_dtype: Literal["bfloat16", "float16"] = "bfloat16",
+    dtype: Literal["float32", "float64"] = "float32",
+    xp: Any = np,
+    device: Any = None,
 ) -> Bases:
     """The shared bases of layers of ``shapes`` (out, in), A (r, d_max) and B (n_max, D_max, r), in ``dtype``.
 
@@ -123,8 +130,17 @@ def draw_bases(
 
 
 def tile(
-    term: int, first: int, last: int, *, seed: int, rank: int, kind: Kind = "dense", D_max: int | None = None,
-    dtype: str = "float32", xp: Any = np, device: Any = None
+    term: int,
+    first: int,
+    last: int,
+    *,
+    seed: int,
+    rank: int,
+    kind: Kind = "dense",
+    D_max: int | None = None,
+    dtype: str = "float32",
+    xp: Any = np,
+    device: Any = None,
 ) -> Array:
     """Columns ``first`` to ``last`` of A (r, last − first) for ``term`` 0, or those rows of B_term (last − first, r).
 

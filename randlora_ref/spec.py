@@ -156,8 +156,13 @@ def term_basis(B: Array, j: int, pairing: Pairing = "literal") -> Array:
 
 
 def delta_weight(
-    A: Array, B: Array, lambda_: Array, gamma: Array, shape: tuple[int, int], scaling: Any = 1,
-    pairing: Pairing = "literal"
+    A: Array,
+    B: Array,
+    lambda_: Array,
+    gamma: Array,
+    shape: tuple[int, int],
+    scaling: Any = 1,
+    pairing: Pairing = "literal",
 ) -> Array:
     """ΔW (out, in) of a layer of ``shape`` (out, in): s·Σ_j B_j Λ_j A Γ_j, or its transpose if out < in.
 
@@ -183,8 +188,13 @@ def khatri_rao(A: Array, gamma: Array) -> Array:
 
 
 def delta_weight_khatri_rao(
-    A: Array, B: Array, lambda_: Array, gamma: Array, shape: tuple[int, int], scaling: Any = 1,
-    pairing: Pairing = "literal"
+    A: Array,
+    B: Array,
+    lambda_: Array,
+    gamma: Array,
+    shape: tuple[int, int],
+    scaling: Any = 1,
+    pairing: Pairing = "literal",
 ) -> Array:
     """ΔW again, in its other form: n·r terms of rank one, s·Σ_{j,k} B_j[:, k] Λ_j[k] K[j, k, :]."""
     n, r = lambda_.shape
@@ -205,8 +215,16 @@ def delta_weight_khatri_rao(
 
 
 def forward(
-    x: Array, weight: Array, bias: Array | None, A: Array, B: Array, lambda_: Array, gamma: Array, scaling: Any = 1,
-    pairing: Pairing = "literal", dropout_mask: Array | None = None
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    A: Array,
+    B: Array,
+    lambda_: Array,
+    gamma: Array,
+    scaling: Any = 1,
+    pairing: Pairing = "literal",
+    dropout_mask: Array | None = None,
 ) -> Array:
     """y = x (W0 + ΔW)ᵀ + b, of shape (…, out).
 
@@ -260,13 +278,21 @@ def pullback(
 
 
 def backward(
-    dy: Array, x: Array, weight: Array, A: Array, B: Array, lambda_: Array, gamma: Array, scaling: Any = 1,
-    pairing: Pairing = "literal", dropout_mask: Array | None = None
+    dy: Array,
+    x: Array,
+    weight: Array,
+    A: Array,
+    B: Array,
+    lambda_: Array,
+    gamma: Array,
+    scaling: Any = 1,
+    pairing: Pairing = "literal",
+    dropout_mask: Array | None = None,
 ) -> Gradients:
     """Gradients of a loss with ∂L/∂y = ``dy`` (…, out), for everything ``forward`` is given but the bases.
 
-        ∂L/∂x = dy W0 + (dy ΔW)∘m      ∂L/∂W0 = Σ_t dy_t x_tᵀ      ∂L/∂b = Σ_t dy_t
-        ∂L/∂ΔW = Σ_t dy_t (x_t∘m_t)ᵀ, and from it ∂L/∂Λ and ∂L/∂Γ (see ``pullback``)
+    ∂L/∂x = dy W0 + (dy ΔW)∘m      ∂L/∂W0 = Σ_t dy_t x_tᵀ      ∂L/∂b = Σ_t dy_t
+    ∂L/∂ΔW = Σ_t dy_t (x_t∘m_t)ᵀ, and from it ∂L/∂Λ and ∂L/∂Γ (see ``pullback``)
     """
     update = delta_weight(A, B, lambda_, gamma, weight.shape, scaling, pairing)
     x_adapter = x if dropout_mask is None else x * dropout_mask
@@ -274,7 +300,5 @@ def backward(
     d_bias = 0 * weight[:, 0]
     for dy_t in rows(dy):
         d_bias = d_bias + dy_t
-    d_lambda, d_gamma = pullback(
-        weight_cotangent(dy, x_adapter, weight), A, B, lambda_, gamma, scaling, pairing
-    )
+    d_lambda, d_gamma = pullback(weight_cotangent(dy, x_adapter, weight), A, B, lambda_, gamma, scaling, pairing)
     return Gradients(dy @ weight + dx_adapter, weight_cotangent(dy, x, weight), d_bias, d_lambda, d_gamma)

@@ -47,8 +47,13 @@ class LinearAdapter:
         return int(self.out_features), int(self.in_features)
 
     def forward(
-        self, x: Array, weight: Array, bias: Array | None = None, *, dropout_mask: Array | None = None,
-        keep_merged: bool = False
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array | None = None,
+        *,
+        dropout_mask: Array | None = None,
+        keep_merged: bool = False,
     ) -> tuple[Array, Cache]:
         """y (…, out) = x W0ᵀ + (x∘m) ΔWᵀ + b of x (…, in), and the cache of ``backward``.
 

@@ -16,8 +16,13 @@ class Adapter(Protocol):
         """(out, in) of the weight that is adapted."""
 
     def forward(
-        self, x: Array, weight: Array, bias: Array | None = None, *, dropout_mask: Array | None = None,
-        keep_merged: bool = False
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array | None = None,
+        *,
+        dropout_mask: Array | None = None,
+        keep_merged: bool = False,
     ) -> tuple[Array, Any]:
         """y (…, out) = x W0ᵀ + (x∘m) ΔWᵀ + b of x (…, in), and what ``backward`` needs; with W0 + ΔW, if asked."""
 

@@ -126,10 +126,20 @@ class RandLoRA(LinearAdapter):
 
     @classmethod
     def start(
-        cls, out_features: int, in_features: int, rank: int = 32, dialect: str | Dialect = "peft",
-        seed: int | None = None, alpha: float | None = None, bases: Bases | None = None, *,
-        scaling: float | None = None, kind: Kind = "dense",
-        dtype: Literal["float16", "float32", "float64"] = "float32", xp: Any = np, device: Any = None
+        cls,
+        out_features: int,
+        in_features: int,
+        rank: int = 32,
+        dialect: str | Dialect = "peft",
+        seed: int | None = None,
+        alpha: float | None = None,
+        bases: Bases | None = None,
+        *,
+        scaling: float | None = None,
+        kind: Kind = "dense",
+        dtype: Literal["float16", "float32", "float64"] = "float32",
+        xp: Any = np,
+        device: Any = None,
     ) -> Self:
         """An adapter as training starts: constant Λ and Γ, the dialect's n and scaling, ΔW = 0 in both dialects.
 

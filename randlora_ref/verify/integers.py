@@ -24,8 +24,13 @@ def small(rng: np.random.Generator, *shape: int, size: int = 3) -> Array:
 
 
 def layer_case(
-    rng: np.random.Generator, shape: tuple[int, int], rank: int, n: int, leading: tuple[int, ...] = (5,),
-    pairing: str = "literal", mask: bool = False
+    rng: np.random.Generator,
+    shape: tuple[int, int],
+    rank: int,
+    n: int,
+    leading: tuple[int, ...] = (5,),
+    pairing: str = "literal",
+    mask: bool = False,
 ) -> dict[str, Any]:
     """Arguments of ``spec.backward``, and ``bias``, by name, all integers; the bases are one larger than the layer."""
     D, d = max(shape), min(shape)

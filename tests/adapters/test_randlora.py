@@ -113,6 +113,7 @@ def test_start(library: Any, dialect: str, shape: tuple[int, int]) -> None:
 
 def test_scalings() -> None:
     """Table 9's 2/√n, Table 8's α/r, PEFT's α/r with α = 640, the official fork's by replacing the rule."""
+
     def scaling(**options: Any) -> float:
         return rl.RandLoRA.start(9, 9, 3, **options).scaling
 
