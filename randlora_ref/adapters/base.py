@@ -7,6 +7,7 @@ gives the pair and its pullback alone.
 
 import math
 import numbers
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Self
@@ -32,7 +33,7 @@ class Cache(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class LinearAdapter:
+class LinearAdapter(ABC):
     """An update ΔW of a frozen weight (out, in): the part of ``Adapter`` that does not depend on the method."""
 
     LEARNED: ClassVar[tuple[str, ...]]  # the names of the learned arrays
@@ -114,25 +115,25 @@ class LinearAdapter:
                 raise TypeError(f"{name}: not learned by {type(self).__name__}; it must be {' or '.join(self.LEARNED)}")
         return replace(self, **learned)
 
+    @abstractmethod
     def delta_weight(self) -> Array:
         """ΔW (out, in)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def factors(self) -> Factors:
         """ΔW without its scaling as a sum of products; in a product, a vector is a diagonal factor."""
-        raise NotImplementedError
 
     # -- the pieces of a method ---------------------------------------------------------------------------
 
+    @abstractmethod
     def _apply(self, xp: Any, p: Array, weight: Array | None, keep_merged: bool) -> tuple[Array, Any]:
         """p (W0 + ΔW)ᵀ of rows p (T, in), or p ΔWᵀ where ``weight`` is None, and what ``_pull_back`` needs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _pull_back(
         self, xp: Any, q: Array, p: Array, weight: Array | None, inner: Any
     ) -> tuple[Array, tuple[Array, ...]]:
         """q (W0 + ΔW) of the cotangent q (T, out), or q ΔW, and the gradients of the learned values."""
-        raise NotImplementedError
 
     # -- checks -------------------------------------------------------------------------------------------
 
@@ -164,17 +165,17 @@ class LowRank(LinearAdapter):
     """
 
     @property
+    @abstractmethod
     def scaling(self) -> float:
         """s, the number in front of the product."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _pair(self, xp: Any) -> tuple[Array, Array]:
         """L (out, r) and R (r, in)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _pull_back_pair(self, xp: Any, dL: Array, dR: Array) -> tuple[Array, ...]:
         """The gradients of the learned values from those of L and R."""
-        raise NotImplementedError
 
     def delta_weight(self) -> Array:
         """ΔW (out, in)."""

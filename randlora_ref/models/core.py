@@ -4,6 +4,7 @@ A *module* has PEFT's name of it; its tensors have the names under which ``trans
 configuration lists its modules, and that list is the one map between the two.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple, Self
@@ -101,7 +102,7 @@ class Stack:
                 yield module(f"{self.prefix}.{layer}.{self.names[role]}", shape, saved=saved, **kind)
 
 
-class Config:
+class Config(ABC):
     """Base of the configurations: frozen dataclasses whose fields have the keys of the Hugging Face ``config.json``."""
 
     MODEL_TYPE: ClassVar[str]
@@ -131,13 +132,13 @@ class Config:
             raise ValueError(f"image_size: {image}; it must be a multiple of patch_size, {patch}")
         self.stacks()
 
+    @abstractmethod
     def stacks(self) -> tuple["Stack", ...]:
         """The blocks, tower by tower. ValueError names what does not fit."""
-        raise NotImplementedError
 
     def modules(self) -> Iterator[Module]:
-        """Every module that has tensors: the one map between PEFT's names and saved ones."""
-        raise NotImplementedError
+        """Every module that has tensors: the one map between PEFT's names and saved ones. A tower's are its model's."""
+        yield from ()
 
 
 def block_spec(
