@@ -18,41 +18,20 @@ Namespace = Any
 # Unit roundoff u = 2^-t, t the digits of the significand: the largest relative error of one rounding to nearest.
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 BLOCK = 1 << 15  # entries that element-wise chains work on at a time on NumPy: they stay in a core's own cache
-_REAL = {"float16", "float32", "float64"}
-_REAL_PART = {"complex64": "float32", "complex128": "float64"}
+REAL_PART = {"complex64": "float32", "complex128": "float64"}
 
 
 def namespace_of(name: str, x: Array) -> Namespace:
-    """The array namespace of argument ``name``; a TypeError if it is no array."""
-    if isinstance(x, np.ndarray):
+    """The array namespace of argument ``name``; a TypeError if it is no array, or one that computes in its own way."""
+    if isinstance(x, (np.ndarray, np.generic)):  # NumPy's sums over all axes are scalars
+        if isinstance(x, np.ndarray) and type(x) not in (np.ndarray, np.memmap):
+            raise TypeError(f"{name}: {type(x).__name__}; it must be a plain array (np.asarray makes one)")
         return np
     if type(x).__module__.partition(".")[0] == "cupy":  # CuPy's arrays have no __array_namespace__
         return sys.modules["cupy"]
     if hasattr(x, "__array_namespace__"):
         return x.__array_namespace__()
     raise TypeError(f"{name}: {type(x).__name__}; it must be an array of NumPy, CuPy or another array library")
-
-
-def namespace(**arrays: Array) -> Namespace:
-    """The one array namespace of all named arguments (None is skipped); a TypeError if they are of several.
-
-    A library is refused beside another, and so is a device beside another: nothing is moved unasked.
-    """
-    first, xp = "", None
-    for name, x in arrays.items():
-        if x is None:
-            continue
-        own = namespace_of(name, x)
-        if xp is None:
-            first, xp = name, own
-        elif own is not xp or device_of(x) != device_of(arrays[first]):
-            raise TypeError(
-                f"{name}: an array of {describe(x)}; {first} is of {describe(arrays[first])}, and all must be of one "
-                "library on one device"
-            )
-    if xp is None:
-        raise TypeError("no array among the arguments; at least one is needed")
-    return xp
 
 
 def device_of(x: Array) -> Any:
@@ -70,18 +49,9 @@ def dtype_name(x: Array) -> str:
     return str(x.dtype).rpartition(".")[2]
 
 
-def precision(name: str, x: Array) -> str:
-    """ "float16", "float32" or "float64" of a real or complex array; a TypeError for any other dtype."""
-    dtype = dtype_name(x)
-    dtype = _REAL_PART.get(dtype, dtype)
-    if dtype not in _REAL:
-        raise TypeError(f"{name}: dtype {dtype}; it must be float16, float32, float64 or complex")
-    return dtype
-
-
 def unit_roundoff(dtype: str) -> float:
     """u of "float64", "float32", "float16" or "bfloat16", and of the complex types made of them."""
-    dtype = _REAL_PART.get(dtype, dtype)
+    dtype = REAL_PART.get(dtype, dtype)
     if dtype not in UNIT_ROUNDOFF:
         raise ValueError(f"dtype: {dtype!r}; it must be one of {', '.join(UNIT_ROUNDOFF)}")
     return UNIT_ROUNDOFF[dtype]
@@ -89,8 +59,8 @@ def unit_roundoff(dtype: str) -> float:
 
 def to_numpy(x: Array) -> np.ndarray[Any, Any]:
     """A copy of ``x`` in host memory, or ``x`` itself if it is NumPy's."""
-    if isinstance(x, np.ndarray):
-        return x
+    if isinstance(x, (np.ndarray, np.generic)):
+        return np.asarray(x)
     if type(x).__module__.partition(".")[0] == "cupy":
         return np.asarray(x.get())
     xp = namespace_of("x", x)
@@ -133,15 +103,6 @@ def as_rows(xp: Namespace, x: Array) -> Array:
     return xp.reshape(x, (count, x.shape[-1]))
 
 
-def check_finite(xp: Namespace, **arrays: Array) -> None:
-    """A ValueError naming the argument that holds NaN or infinity. Reads one boolean of the device if all is well."""
-    named = {name: x for name, x in arrays.items() if x is not None}
-    verdicts = [xp.all(xp.isfinite(x)) for x in named.values()]
-    if named and not bool(xp.all(xp.stack(verdicts))):
-        name = next(name for name, verdict in zip(named, verdicts, strict=True) if not bool(verdict))
-        raise ValueError(f"{name}: holds NaN or infinity; it must be finite")
-
-
 def concat(xp: Namespace, parts: list[Array], axis: int) -> Array:
     """``parts`` one behind the other along ``axis`` (CuPy 13 has the older name alone)."""
     return xp.concat(parts, axis=axis) if hasattr(xp, "concat") else xp.concatenate(parts, axis=axis)
@@ -149,7 +110,7 @@ def concat(xp: Namespace, parts: list[Array], axis: int) -> Array:
 
 def real(xp: Namespace, x: Array) -> Array:
     """The real part; ``x`` itself if it is real already (array-api-strict refuses that)."""
-    return xp.real(x) if dtype_name(x) in _REAL_PART else x
+    return xp.real(x) if dtype_name(x) in REAL_PART else x
 
 
 def by_rows(

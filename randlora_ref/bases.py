@@ -20,9 +20,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from . import arrays
+from . import arrays, checks
 from .dialects import Dialect, get_dialect
-from .prng import check_seed, mt19937, mt19937_words, philox_words
+from .prng import mt19937, mt19937_words, philox_words
 from .spec import sides
 
 Array = Any
@@ -39,7 +39,7 @@ class Bases:
     B: Array
 
     def __post_init__(self) -> None:
-        arrays.namespace(A=self.A, B=self.B)
+        checks.namespace(A=self.A, B=self.B)
         if self.A.ndim != 2 or 0 in self.A.shape:
             raise ValueError(f"A: shape {tuple(self.A.shape)}; it must be (r, d), none of them 0")
         if self.B.ndim != 3 or 0 in self.B.shape:
@@ -61,26 +61,10 @@ def largest_shape(shapes: Sequence[tuple[int, int]], dialect: Dialect) -> tuple[
 
     PEFT takes the element-wise maximum of (out, in) first, so an up- and a down-projection together make d_max = D_max.
     """
-    if not shapes:
-        raise ValueError("shapes: empty; it must list the (out, in) of every adapted layer")
-    for shape in shapes:
-        check_shape(shape)
+    shapes = checks.layer_shapes(shapes)
     if dialect.name == "peft":
         return sides((max(out for out, _ in shapes), max(in_ for _, in_ in shapes)))
     return max(sides(shape)[0] for shape in shapes), max(sides(shape)[1] for shape in shapes)
-
-
-def check_shape(shape: Any) -> None:
-    """A ValueError unless ``shape`` is (out, in), two positive integers."""
-    pair = isinstance(shape, Sequence) and len(shape) == 2
-    if not pair or not all(isinstance(size, numbers.Integral) and int(size) > 0 for size in shape):
-        raise ValueError(f"shape: {shape!r}; it must be (out, in), two positive integers")
-
-
-def check_rank(rank: Any) -> None:
-    """A ValueError unless ``rank`` is a positive integer."""
-    if not isinstance(rank, numbers.Integral) or isinstance(rank, bool) or int(rank) < 1:
-        raise ValueError(f"rank: {rank!r}; it must be a positive integer")
 
 
 def draw_bases(
@@ -102,12 +86,11 @@ def draw_bases(
     runs on the CPU, its bases are then moved to ``xp`` and ``device``.
     B is laid out in memory as (D_max, n_max, r), so that [B_1 … B_n] of a layer is a view.
     """
-    dialect, seed = get_dialect(dialect), check_seed(seed)
-    check_rank(rank)
+    dialect, seed = get_dialect(dialect), checks.seed(seed)
+    checks.integer("rank", rank)
     D, d = largest_shape(shapes, dialect)
     n = max(dialect.terms((D, d), rank), *(dialect.terms(shape, rank) for shape in shapes))
-    if dtype not in ("float32", "float64"):
-        raise ValueError(f"dtype: {dtype!r}; it must be 'float32' or 'float64'")
+    checks.choice("dtype", dtype, ("float32", "float64"))
     if dialect.name == "peft":
         A, B = _peft_bases(seed, n, D, d, rank, kind, draw_dtype)
         A, B = (arrays.from_numpy(xp, part.astype(dtype, copy=False), device) for part in (A, B))
@@ -146,7 +129,7 @@ def tile(
 
     ``D_max`` is needed by "very_sparse" alone, whose sparsity is √D_max.
     """
-    words = philox_words(check_seed(seed), term, first * rank, last * rank, xp, device)
+    words = philox_words(checks.seed(seed), term, first * rank, last * rank, xp, device)
     real = getattr(xp, dtype)
     if kind == "dense":
         odd = 2 * arrays.astype(xp, words >> 8, xp.int64) + (1 - 2**24)  # an odd integer of 24 bits, exact in float32
@@ -181,8 +164,7 @@ def _peft_bases(seed: int, n: int, D: int, d: int, rank: int, kind: Kind, draw_d
     """A (r, d) and B (D, n, r), PEFT's order of the axes, in float32."""
     if kind not in ("dense", "sparse", "very_sparse"):
         raise ValueError(f"kind: {kind!r}; with PEFT's bases it must be 'dense', 'sparse' or 'very_sparse'")
-    if draw_dtype not in ("bfloat16", "float16"):
-        raise ValueError(f"draw_dtype: {draw_dtype!r}; it must be 'bfloat16' or 'float16'")
+    checks.choice("draw_dtype", draw_dtype, ("bfloat16", "float16"))
     generator = mt19937(seed)
     if kind == "dense":
         A, B = (_peft_dense(*sizes, generator, draw_dtype) for sizes in ((rank, 1, d), (D, n, rank)))

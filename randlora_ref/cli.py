@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__
-from .prng import check_seed
+from . import __version__, checks
 
 EXTRAS = {"safetensors": "peft", "matplotlib": "plot", "hypothesis": "test"}  # else crosscheck
 Report = tuple[list[str], Any, bool]  # lines for a person, data for JSON, whether all is well
@@ -137,7 +136,7 @@ def verify(arguments: argparse.Namespace) -> Report:
     """``randlora-ref verify``."""
     from .verify import audit
 
-    check_seed(arguments.seed)
+    checks.seed(arguments.seed)
     found = dict(audit.backends())
     if arguments.backend not in ("all", *found):
         raise ValueError(f"--backend: {arguments.backend!r} finds no GPU here; it must be one of {', '.join(found)}")
@@ -191,7 +190,7 @@ def check(arguments: argparse.Namespace) -> Report:
         case=arguments.case,
         dialect=arguments.dialect,
         random=arguments.random,
-        seed=check_seed(arguments.seed),
+        seed=checks.seed(arguments.seed),
         progress=lambda done, of: progress(f"case {done} of {of}"),
     )
     progress("")
@@ -249,13 +248,12 @@ def _from_file(source: str) -> dict[str, Any]:
 
 def _after_steps(arguments: argparse.Namespace, progress: Callable[[str, float], None]) -> tuple[dict[str, Any], Any]:
     """The certificate of a drawn layer after each gradient step, and its factors at the end."""
-    from .bases import check_rank, check_shape, draw_bases
+    from .bases import draw_bases
     from .dialects import get_dialect
     from .rank import rank_after_steps
 
     dialect, shape = get_dialect(arguments.dialect), (arguments.shape[0], arguments.shape[1])
-    check_shape(shape)
-    check_rank(arguments.rank)
+    checks.sizes(*shape, arguments.rank)
     kind: Any = arguments.kind
     with contextlib.suppress(ValueError):  # a word is a kind, and draw_bases knows which
         kind = float(kind)
@@ -297,7 +295,7 @@ def claims(arguments: argparse.Namespace) -> Report:
     progress, found = Progress(), []
     for index, one in enumerate(CHECKS):
         progress(f"claim {index + 1} of {len(CHECKS)}")
-        found.append(one(check_seed(arguments.seed)))
+        found.append(one(checks.seed(arguments.seed)))
     progress("")
     lines = [line for one in found for line in (*one.lines(), "")]
     verdicts = [one.verdict for one in found]

@@ -12,7 +12,7 @@ its first two LoRA figures, and no targets fit all three (2.28 % is twice 1.14 %
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .bases import check_rank
+from . import checks
 from .spec import CountRule, number_of_terms, sides
 
 Shape = tuple[int, int]
@@ -130,7 +130,7 @@ def count(model: str, method: str, rank: int, rule: CountRule | None = None) -> 
     """
     named = MODELS[_known("model", model, MODELS)]
     learned = METHODS[_known("method", method, METHODS)]
-    check_rank(rank)
+    checks.integer("rank", rank)
     return sum(times * learned(shape, rank, rule or named.rule) for shape, times in named.shapes)
 
 

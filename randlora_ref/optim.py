@@ -6,7 +6,7 @@
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
-from . import arrays
+from . import checks
 
 Array = Any
 Values = Mapping[Hashable, Array]
@@ -50,7 +50,7 @@ def adamw(
         g = grads[key]
         m = first[key] = beta1 * state.first[key] + (1 - beta1) * g if state.step else (1 - beta1) * g
         v = second[key] = beta2 * state.second[key] + (1 - beta2) * g * g if state.step else (1 - beta2) * g * g
-        xp = arrays.namespace(value=value, gradient=g)
+        xp = checks.namespace(value=value, gradient=g)
         size = xp.sqrt(v / (1 - beta2**step)) + eps
         result[key] = value * (1 - lr * weight_decay) - lr / (1 - beta1**step) * m / size
     return result, State(step, first, second)

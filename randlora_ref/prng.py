@@ -5,7 +5,6 @@ numbers: as easy as 1, 2, 3", SC 2011): each word is a function of its place, so
 alone, on any device. MT19937 (Matsumoto and Nishimura, 1998) must be read from the start, on the CPU.
 """
 
-import operator
 from typing import Any
 
 import numpy as np
@@ -17,17 +16,6 @@ MASK32 = 0xFFFFFFFF
 PHILOX_M0, PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
 PHILOX_W0, PHILOX_W1 = 0x9E3779B9, 0xBB67AE85
 PHILOX_ROUNDS = 10
-
-
-def check_seed(seed: Any) -> int:
-    """``seed`` as an int; a TypeError or ValueError unless it is an integer in [0, 2⁶⁴)."""
-    try:
-        value = operator.index(seed)
-    except TypeError:
-        raise TypeError(f"seed: {seed!r}; it must be an integer in [0, 2**64)") from None
-    if isinstance(seed, (bool, np.bool_)) or not 0 <= value < 2**64:
-        raise ValueError(f"seed: {seed!r}; it must be an integer in [0, 2**64)")
-    return value
 
 
 def philox4x32(counter: tuple[Array, Array, Array, Array], key: tuple[int, int]) -> tuple[Array, Array, Array, Array]:

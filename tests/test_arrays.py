@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from randlora_ref import arrays
+from randlora_ref import arrays, checks
 
 
 def test_helpers_agree_with_numpy(library: Any) -> None:
@@ -20,16 +20,16 @@ def test_helpers_agree_with_numpy(library: Any) -> None:
     assert library.host(arrays.astype(xp, x, xp.float32)).dtype == np.float32
     assert arrays.as_rows(xp, x[0, 0, :]).shape == (1, 4)
     assert arrays.as_rows(xp, x[:0, ...]).shape == (0, 4)
-    assert arrays.precision("x", x) == "float64"
-    assert arrays.namespace(x=x, nothing=None) is xp
+    assert checks.precision("x", x) == "float64"
+    assert checks.namespace(x=x, nothing=None) is xp
 
 
 def test_check_finite_names_the_argument(library: Any) -> None:
     """The first that holds NaN or infinity."""
     good, bad = library.array(np.ones(3)), library.array(np.array([1.0, np.nan, 2.0]))
-    arrays.check_finite(library.xp, good=good, none=None)
+    checks.finite(library.xp, good=good, none=None)
     with pytest.raises(ValueError, match="bad: holds NaN or infinity"):
-        arrays.check_finite(library.xp, good=good, bad=bad)
+        checks.finite(library.xp, good=good, bad=bad)
 
 
 def test_unit_roundoffs() -> None:
@@ -45,11 +45,11 @@ def test_unit_roundoffs() -> None:
 def test_what_is_no_array_is_named() -> None:
     """Lists, numbers, integers where reals are needed, and no array at all."""
     with pytest.raises(TypeError, match="x: list; it must be an array"):
-        arrays.namespace(x=[1.0])
+        checks.namespace(x=[1.0])
     with pytest.raises(TypeError, match="x: dtype int64; it must be float16, float32, float64 or complex"):
-        arrays.precision("x", np.arange(3))
+        checks.precision("x", np.arange(3))
     with pytest.raises(TypeError, match="no array among the arguments"):
-        arrays.namespace(x=None)
+        checks.namespace(x=None)
 
 
 def test_importing_the_package_imports_numpy_alone() -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from randlora_ref import prng
+from randlora_ref import checks, prng
 
 # Random123 1.14, tests/kat_vectors, philox4x32 with 10 rounds: counter, key, result.
 KNOWN_ANSWERS = [
@@ -71,9 +71,9 @@ def test_torch_takes_the_low_half_of_a_seed() -> None:
 def test_seeds_that_are_none(seed: object) -> None:
     """Only an integer in [0, 2⁶⁴) is a seed; the error says so and names what it was."""
     with pytest.raises((TypeError, ValueError), match=r"seed: .*must be an integer in \[0, 2\*\*64\)"):
-        prng.check_seed(seed)
+        checks.seed(seed)
 
 
 def test_seeds_at_the_ends() -> None:
     """0 and 2⁶⁴ − 1, and NumPy's integers."""
-    assert [prng.check_seed(seed) for seed in (0, 2**64 - 1, np.uint64(2**64 - 1))] == [0, 2**64 - 1, 2**64 - 1]
+    assert [checks.seed(seed) for seed in (0, 2**64 - 1, np.uint64(2**64 - 1))] == [0, 2**64 - 1, 2**64 - 1]

@@ -15,10 +15,10 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from .. import arrays
+from .. import arrays, checks
 from ..dialects import Dialect, get_dialect
 from ..spec import number_of_terms, sides
-from .base import LowRank, check_number, check_sizes, options, uniform
+from .base import LowRank, options, uniform
 from .protocol import Factors
 from .randlora import Grads, RandLoRA
 
@@ -44,10 +44,10 @@ class RandLoRAa(LowRank):
     scale: float | None = None
 
     def __post_init__(self) -> None:
-        check_sizes(self.out_features, self.in_features, self.rank)
+        checks.sizes(self.out_features, self.in_features, self.rank)
         if self.scale is not None:
-            check_number("scale", self.scale)
-        arrays.namespace(lambda_=self.lambda_)
+            checks.number("scale", self.scale)
+        checks.namespace(lambda_=self.lambda_)
         if self.lambda_.ndim != 2 or self.lambda_.shape[0] < 1:
             raise ValueError(f"lambda_: shape {tuple(self.lambda_.shape)}; it must be (n, {self.rank}) with n >= 1")
         (D, d), n, r = sides(self.shape), self.n, self.rank
@@ -73,7 +73,7 @@ class RandLoRAa(LowRank):
         The bases have unit variance: A_i[k, j] is word (j·n + i)·r + k of stream 1, B_i[o, k] word (o·n + i)·r + k of
         stream 2, i from 0.
         """
-        check_sizes(out_features, in_features, rank)
+        checks.sizes(out_features, in_features, rank)
         shape = (out_features, in_features)
         (D, d), n = sides(shape), number_of_terms(shape, rank)
         made, draws = options(dtype, xp, device), {"seed": seed, "dtype": dtype, "xp": xp, "device": device}
@@ -134,7 +134,7 @@ def randlora_b(
     fraction 1/(2n + 2). Keeping n is our reading; §6.3 fixes the two numbers and not the way there.
     Other options are those of ``RandLoRA.start``. Raises ValueError for a ``rank`` below 2.
     """
-    check_sizes(out_features, in_features, rank)
+    checks.sizes(out_features, in_features, rank)
     if rank < 2:
         raise ValueError(f"rank: {rank}; it must be at least 2, to be halved")
     dialect = get_dialect(dialect)

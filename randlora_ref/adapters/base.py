@@ -6,7 +6,6 @@ gives the pair and its pullback alone.
 """
 
 import math
-import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,9 +13,8 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from .. import arrays
-from ..bases import WORDS_AT_A_TIME, check_rank, check_shape, tile
-from . import protocol
+from .. import arrays, checks
+from ..bases import WORDS_AT_A_TIME, tile
 from .protocol import Factors
 
 Array = Any
@@ -62,7 +60,8 @@ class LinearAdapter(ABC):
         W0 + ΔW for backward, out·in numbers more, where the method forms it. Raises TypeError or ValueError, naming
         the argument, for another library, device, precision or shape than the adapter's.
         """
-        xp = protocol.check_layer(self.shape, self._like, x, weight, bias, dropout_mask)
+        given = {"x": x, "weight": weight, "bias": bias, "dropout_mask": dropout_mask}
+        xp = checks.linear(self.shape, half=True, adapter=self._like, **given)
         rows = arrays.as_rows(xp, x)
         if dropout_mask is None:
             y, inner = self._apply(xp, rows, weight, keep_merged)
@@ -80,9 +79,8 @@ class LinearAdapter(ABC):
 
         Raises TypeError or ValueError for a ``dy`` that is not of y's shape, library, device and precision.
         """
-        xp = arrays.namespace(dy=dy, x=cache.x)
-        protocol.check_shape("dy", dy, (*cache.x.shape[:-1], self.shape[0]))
-        protocol.check_precision(arrays.precision("adapter", self._like), dy=dy)
+        xp = checks.floats(half=True, adapter=self._like, cache=cache.x, dy=dy)
+        checks.shape("dy", dy, (*cache.x.shape[:-1], self.shape[0]))
         rows, dy_rows = arrays.as_rows(xp, cache.x), arrays.as_rows(xp, dy)
         if cache.dropout_mask is None:
             dx, learned = self._pull_back(xp, dy_rows, rows, cache.weight, cache.inner)
@@ -144,18 +142,15 @@ class LinearAdapter(ABC):
     def _check(self, **named: tuple[Array, tuple[int, ...]]) -> None:
         """The constructor's checks of arrays with the shapes they must have; the first settles the precision."""
         given = {name: x for name, (x, _) in named.items()}
-        xp = arrays.namespace(**given)
+        xp = checks.floats(half=True, **given)
         for name, (x, shape) in named.items():
-            protocol.check_shape(name, x, shape)
-        first = next(iter(given))
-        protocol.check_precision(arrays.precision(first, given[first]), **given)
-        arrays.check_finite(xp, **given)
+            checks.shape(name, x, shape)
+        checks.finite(xp, **given)
 
     def _check_weight(self, weight: Array) -> None:
-        xp = arrays.namespace(weight=weight, adapter=self._like)
-        protocol.check_shape("weight", weight, self.shape)
-        protocol.check_precision(arrays.precision("adapter", self._like), weight=weight)
-        arrays.check_finite(xp, weight=weight)
+        xp = checks.floats(half=True, adapter=self._like, weight=weight)
+        checks.shape("weight", weight, self.shape)
+        checks.finite(xp, weight=weight)
 
 
 class LowRank(LinearAdapter):
@@ -179,7 +174,7 @@ class LowRank(LinearAdapter):
 
     def delta_weight(self) -> Array:
         """ΔW (out, in)."""
-        L, R = self._pair(arrays.namespace(learned=self._like))
+        L, R = self._pair(arrays.namespace_of("learned", self._like))
         return self.scaling * (L @ R)
 
     def _apply(self, xp: Any, p: Array, weight: Array | None, keep_merged: bool) -> tuple[Array, Any]:
@@ -197,28 +192,9 @@ class LowRank(LinearAdapter):
         return (step if weight is None else q @ weight + step), self._pull_back_pair(xp, q.T @ z, v.T @ p)
 
 
-def check_sizes(out_features: Any, in_features: Any, rank: Any = 1) -> None:
-    """A ValueError unless all three are positive integers."""
-    check_shape((out_features, in_features))
-    check_rank(rank)
-
-
-def check_positive(name: str, value: Any) -> None:
-    """A ValueError unless ``value`` is a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(f"{name}: {value!r}; it must be a positive integer")
-
-
-def check_number(name: str, value: Any) -> None:
-    """A ValueError unless ``value`` is a finite real number."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise ValueError(f"{name}: {value!r}; it must be a finite number")
-
-
 def options(dtype: str, xp: Any, device: Any) -> dict[str, Any]:
     """Keyword arguments that make an array of a learned value. A ValueError for a dtype that none has."""
-    if dtype not in ("float16", "float32", "float64"):
-        raise ValueError(f"dtype: {dtype!r}; it must be 'float16', 'float32' or 'float64'")
+    checks.choice("dtype", dtype, ("float16", "float32", "float64"))
     return {"dtype": getattr(xp, dtype), **arrays.on(device)}
 
 

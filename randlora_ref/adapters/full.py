@@ -10,7 +10,8 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from .base import LinearAdapter, check_sizes, options
+from .. import checks
+from .base import LinearAdapter, options
 from .protocol import Factors
 
 Array = Any
@@ -36,7 +37,7 @@ class FullFineTuning(LinearAdapter):
     delta: Array
 
     def __post_init__(self) -> None:
-        check_sizes(self.out_features, self.in_features)
+        checks.sizes(self.out_features, self.in_features)
         self._check(delta=(self.delta, self.shape))
 
     @classmethod
@@ -44,7 +45,7 @@ class FullFineTuning(LinearAdapter):
         cls, out_features: int, in_features: int, *, dtype: str = "float32", xp: Any = np, device: Any = None
     ) -> Self:
         """An adapter as training starts: ΔW = 0. Nothing is random, and there is no rank."""
-        check_sizes(out_features, in_features)
+        checks.sizes(out_features, in_features)
         delta = xp.zeros((out_features, in_features), **options(dtype, xp, device))
         return cls(out_features=out_features, in_features=in_features, delta=delta)
 

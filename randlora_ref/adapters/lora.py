@@ -10,7 +10,8 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from .base import LowRank, check_number, check_sizes, options, uniform
+from .. import checks
+from .base import LowRank, options, uniform
 from .protocol import Factors
 
 Array = Any
@@ -40,8 +41,8 @@ class LoRA(LowRank):
     alpha: float
 
     def __post_init__(self) -> None:
-        check_sizes(self.out_features, self.in_features, self.rank)
-        check_number("alpha", self.alpha)
+        checks.sizes(self.out_features, self.in_features, self.rank)
+        checks.number("alpha", self.alpha)
         out_features, in_features = self.shape
         self._check(A=(self.A, (self.rank, in_features)), B=(self.B, (out_features, self.rank)))
 
@@ -62,7 +63,7 @@ class LoRA(LowRank):
 
         A[k, i] is drawn as word i·r + k of stream 1.
         """
-        check_sizes(out_features, in_features, rank)
+        checks.sizes(out_features, in_features, rank)
         A = uniform(in_features, rank, in_features**-0.5, seed=seed, dtype=dtype, xp=xp, device=device).T
         B = xp.zeros((out_features, rank), **options(dtype, xp, device))
         return cls(out_features=out_features, in_features=in_features, rank=rank, A=A, B=B, alpha=alpha)

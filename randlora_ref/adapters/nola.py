@@ -11,8 +11,8 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from .. import arrays
-from .base import LowRank, check_number, check_positive, check_sizes, options, uniform
+from .. import arrays, checks
+from .base import LowRank, options, uniform
 from .protocol import Factors
 
 Array = Any
@@ -45,9 +45,9 @@ class NoLA(LowRank):
 
     def __post_init__(self) -> None:
         (out_features, in_features), rank = (self.out_features, self.in_features), self.rank
-        check_sizes(out_features, in_features, rank)
-        check_number("alpha", self.alpha)
-        arrays.namespace(c0=self.c0)
+        checks.sizes(out_features, in_features, rank)
+        checks.number("alpha", self.alpha)
+        checks.namespace(c0=self.c0)
         if self.c0.ndim != 1 or self.c0.shape[0] < 1:
             raise ValueError(f"c0: shape {tuple(self.c0.shape)}; it must be (k,) with k >= 1 bases")
         k = self.c0.shape[0]
@@ -77,8 +77,8 @@ class NoLA(LowRank):
         The bases have unit variance, as theirs; the draws are our own: with k bases, A_b[a, i] is word (i·k + b)·r + a
         of stream 1, and B_b[o, a] word (o·k + b)·r + a of stream 2. So a smaller layer's bases begin a larger one's.
         """
-        check_sizes(out_features, in_features, rank)
-        check_positive("num_bases", num_bases)
+        checks.sizes(out_features, in_features, rank)
+        checks.integer("num_bases", num_bases)
         k, made = num_bases, options(dtype, xp, device)
         draws = {"seed": seed, "dtype": dtype, "xp": xp, "device": device}
         A = xp.reshape(uniform(in_features, k * rank, stream=1, **draws), (in_features, k, rank))
@@ -103,7 +103,7 @@ class NoLA(LowRank):
 
     def factors(self) -> Factors:
         """One product of two sums, (Σ_b B_b·c0[b])(Σ_b A_b·c1[b]), the coefficients as diagonals."""
-        xp = arrays.namespace(c0=self.c0)
+        xp = checks.namespace(c0=self.c0)
         mixes = []
         for bases, c in ((self.B, self.c0), (self.A, self.c1)):
             width = bases.shape[2]

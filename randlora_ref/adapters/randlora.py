@@ -16,12 +16,11 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 
-from .. import arrays
+from .. import arrays, checks
 from ..bases import Bases, Kind, draw_bases
 from ..dialects import Dialect, get_dialect
 from ..spec import sides
-from . import protocol
-from .base import LinearAdapter, check_number, check_sizes, options
+from .base import LinearAdapter, options
 from .protocol import Factors
 
 Array = Any
@@ -102,22 +101,21 @@ class RandLoRA(LinearAdapter):
     _B: Array = field(init=False, repr=False)  # 𝐁 (D, n·r); a view where B is laid out as draw_bases does
 
     def __post_init__(self) -> None:
-        check_sizes(self.out_features, self.in_features, self.rank)
+        checks.sizes(self.out_features, self.in_features, self.rank)
         dialect, bases, lambda_, rank = get_dialect(self.dialect), self.bases, self.lambda_, self.rank
-        if self.order not in (None, *ORDERS):
-            raise ValueError(f"order: {self.order!r}; it must be None or one of {', '.join(ORDERS)}")
-        xp = arrays.namespace(lambda_=lambda_, gamma=self.gamma, A=bases.A, B=bases.B)
+        checks.choice("order", self.order, (None, *ORDERS))
+        xp = checks.floats(half=True, lambda_=lambda_, gamma=self.gamma)
+        checks.namespace(lambda_=lambda_, A=bases.A, B=bases.B)
         if lambda_.ndim != 2 or lambda_.shape[0] < 1 or lambda_.shape[1] != rank:
             raise ValueError(f"lambda_: shape {tuple(lambda_.shape)}; it must be (n, r) with n >= 1 and r = {rank}")
-        protocol.check_shape("gamma", self.gamma, (self.n, self.d))
-        precision = arrays.precision("lambda_", lambda_)
-        protocol.check_precision(precision, gamma=self.gamma)
+        checks.shape("gamma", self.gamma, (self.n, self.d))
+        precision = checks.precision("lambda_", lambda_)
         if bases.A.shape[0] != rank:
             raise ValueError(f"bases: rank {bases.A.shape[0]}; it must be {rank}")
         own = bases.slice(self.n, self.D, self.d)
-        arrays.check_finite(xp, A=own.A, B=own.B, lambda_=lambda_, gamma=self.gamma)
+        checks.finite(xp, A=own.A, B=own.B, lambda_=lambda_, gamma=self.gamma)
         scaling = dialect.scaling(rank, self.n, self.alpha) if self.scaling is None else self.scaling
-        check_number("scaling", scaling)
+        checks.number("scaling", scaling)
         real = getattr(xp, precision)
         B = arrays.permute(xp, arrays.astype(xp, own.B, real), (1, 0, 2))
         settled = {"dialect": dialect, "scaling": float(scaling), "_A": arrays.astype(xp, own.A, real)}
@@ -148,7 +146,7 @@ class RandLoRA(LinearAdapter):
         """
         dialect = get_dialect(dialect)
         shape = (out_features, in_features)
-        check_sizes(out_features, in_features, rank)
+        checks.sizes(out_features, in_features, rank)
         if bases is None:
             seed = dialect.default_seed if seed is None else seed
             drawn: Literal["float32", "float64"] = "float64" if dtype == "float64" else "float32"
@@ -156,7 +154,7 @@ class RandLoRA(LinearAdapter):
                 dialect, seed=seed or 0, shapes=[shape], rank=rank, kind=kind, dtype=drawn, xp=xp, device=device
             )
         else:
-            xp, device = arrays.namespace(A=bases.A), arrays.device_of(bases.A)
+            xp, device = checks.namespace(A=bases.A), arrays.device_of(bases.A)
         n = dialect.terms(shape, rank)
         lambda_value, gamma_value = dialect.start(shape, rank, n)
         made = options(dtype, xp, device)
@@ -203,7 +201,7 @@ class RandLoRA(LinearAdapter):
 
     def delta_weight(self) -> Array:
         """ΔW (out, in)."""
-        return self._delta(arrays.namespace(lambda_=self.lambda_))
+        return self._delta(checks.namespace(lambda_=self.lambda_))
 
     # -- the pieces ---------------------------------------------------------------------------------------
 

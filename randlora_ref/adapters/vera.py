@@ -11,8 +11,8 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from .. import arrays
-from .base import LinearAdapter, check_number, check_sizes, options, uniform
+from .. import arrays, checks
+from .base import LinearAdapter, options, uniform
 from .protocol import Factors
 
 Array = Any
@@ -41,10 +41,8 @@ def vera_bases(
     Kaiming uniform as PEFT 0.21.2 has it, bounds √(6/in_max) and √(6/r) (measured); the draws are our own: A[k, i] is
     word i·r + k of stream 1, B[o, k] word o·r + k of stream 2. Raises ValueError for no shape, or a wrong one.
     """
-    if not shapes:
-        raise ValueError("shapes: empty; it must list the (out, in) of every adapted layer")
-    for out_features, in_features in shapes:
-        check_sizes(out_features, in_features, rank)
+    shapes = checks.layer_shapes(shapes)
+    checks.integer("rank", rank)
     rows, columns = (max(shape[axis] for shape in shapes) for axis in (0, 1))
     A = uniform(columns, rank, (6 / columns) ** 0.5, stream=1, seed=seed, dtype=dtype, xp=xp, device=device).T
     return A, uniform(rows, rank, (6 / rank) ** 0.5, stream=2, seed=seed, dtype=dtype, xp=xp, device=device)
@@ -68,8 +66,8 @@ class VeRA(LinearAdapter):
 
     def __post_init__(self) -> None:
         out_features, in_features, rank = self.out_features, self.in_features, self.rank
-        check_sizes(out_features, in_features, rank)
-        arrays.namespace(A=self.A, B=self.B)
+        checks.sizes(out_features, in_features, rank)
+        checks.namespace(A=self.A, B=self.B)
         if self.A.ndim != 2 or self.A.shape[1] < in_features:
             raise ValueError(f"A: shape {tuple(self.A.shape)}; it must be ({rank}, {in_features}) or wider")
         if self.B.ndim != 2 or self.B.shape[0] < out_features:
@@ -100,11 +98,11 @@ class VeRA(LinearAdapter):
 
         ``bases`` (A, B) are shared ones, which settle ``xp`` and ``device``; None draws the layer's own.
         """
-        check_sizes(out_features, in_features, rank)
-        check_number("d_initial", d_initial)
+        checks.sizes(out_features, in_features, rank)
+        checks.number("d_initial", d_initial)
         if bases is None:
             bases = vera_bases([(out_features, in_features)], rank, seed=seed, dtype=dtype, xp=xp, device=device)
-        xp, device = arrays.namespace(A=bases[0], B=bases[1]), arrays.device_of(bases[0])
+        xp, device = checks.namespace(A=bases[0], B=bases[1]), arrays.device_of(bases[0])
         made = options(dtype, xp, device)
         return cls(
             out_features=out_features,

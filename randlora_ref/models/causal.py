@@ -2,8 +2,8 @@
 
 from typing import Any, ClassVar
 
-from .. import arrays
-from ..nn import IGNORED, additive_mask, check_range, cross_entropy, rotary_tables
+from .. import arrays, checks
+from ..nn import IGNORED, additive_mask, cross_entropy, rotary_tables
 from .core import Gradients, Model, ModelCache
 
 Array = Any
@@ -44,7 +44,7 @@ class CausalModel(Model):
 
     def _check(self, ids: Array, labels: Array | None, attention_mask: Array | None) -> None:
         named = {"labels": labels, "attention_mask": attention_mask}
-        arrays.namespace(weights=next(iter(self.weights.values())), ids=ids, **named)
+        checks.namespace(weights=next(iter(self.weights.values())), ids=ids, **named)
         if ids.ndim not in (2, 3) or 0 in ids.shape or ids.shape[1] > self.config.max_position_embeddings:
             found, limit = tuple(ids.shape), self.config.max_position_embeddings
             raise ValueError(f"ids: shape {found}; it must be (batch, tokens), of 1 to {limit} tokens")
@@ -52,7 +52,7 @@ class CausalModel(Model):
             if x is not None and tuple(x.shape) != tuple(ids.shape[:2]):
                 raise ValueError(f"{name}: shape {tuple(x.shape)}; it must be {tuple(ids.shape[:2])}, as ids has it")
         size = self.config.vocab_size
-        check_range(ids=(ids if ids.ndim == 2 else None, size, None), labels=(labels, size, IGNORED))
+        checks.index_range(ids=(ids if ids.ndim == 2 else None, size, None), labels=(labels, size, IGNORED))
 
     def backward(self, cache: ModelCache, *, weights: bool = False, inputs: bool = False) -> Gradients:
         """The gradients of L; ``weights`` adds every saved tensor's, ``inputs`` the embedded tokens' (B, T, k)."""

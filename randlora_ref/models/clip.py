@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Self
 
-from .. import arrays
-from ..nn import additive_mask, check_range, contrastive, contrastive_backward, normalize, normalize_backward
+from .. import arrays, checks
+from ..nn import additive_mask, contrastive, contrastive_backward, normalize, normalize_backward
 from .core import Config, Gradients, Model, ModelCache, Module, Stack, bare, block_spec, module
 
 Array = Any
@@ -146,7 +146,7 @@ class CLIP(Model):
 
     def _check(self, ids: Array, pixels: Array, attention_mask: Array | None, embeddings: Array | None) -> None:
         text, named = self.config.text_config, {"attention_mask": attention_mask, "embeddings": embeddings}
-        arrays.namespace(weights=next(iter(self.weights.values())), ids=ids, pixels=pixels, **named)
+        checks.namespace(weights=next(iter(self.weights.values())), ids=ids, pixels=pixels, **named)
         if ids.ndim != 2 or 0 in ids.shape or ids.shape[1] > text.max_position_embeddings:
             found, limit = tuple(ids.shape), text.max_position_embeddings
             raise ValueError(f"ids: shape {found}; it must be (batch, tokens), of 1 to {limit} tokens")
@@ -157,7 +157,7 @@ class CLIP(Model):
                 raise ValueError(
                     f"{name}: shape {tuple(x.shape)}; it must begin with {tuple(ids.shape)}, as ids has it"
                 )
-        check_range(ids=(ids, text.vocab_size, None))
+        checks.index_range(ids=(ids, text.vocab_size, None))
 
     def _chosen(self, ids: Array) -> Array:
         """1 at the first end of text, or at the largest token where eos_token_id is 2, else 0: (B, T, 1)."""

@@ -11,9 +11,8 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from .. import arrays
+from .. import arrays, checks
 from ..adapters import Adapter, RandLoRA
-from ..adapters.protocol import check_precision, check_shape
 from ..bases import draw_bases
 from ..dialects import Dialect, get_dialect
 from ..nn import (
@@ -202,11 +201,10 @@ class Model:
         for kind, names in (("missing", set(expected) - set(weights)), ("unknown", set(weights) - set(expected))):
             if names:
                 raise KeyError(f"weights: {kind} {sorted(names)[0]!r}; they must be those of {type(self).__name__}")
-        self.xp = arrays.namespace(**self.weights)
-        self.precision = arrays.precision("weights", next(iter(self.weights.values())))
+        self.xp = checks.floats(**self.weights)
+        self.precision = checks.precision("weights", next(iter(self.weights.values())))
         for name, shape in expected.items():
-            check_shape(name, self.weights[name], shape)
-            check_precision(self.precision, **{name: self.weights[name]})
+            checks.shape(name, self.weights[name], shape)
         linear_modules = {name: one.shape for name, one in self.modules.items() if one.linear}
         for name, adapter in self.adapters.items():
             if name not in linear_modules:
@@ -241,7 +239,7 @@ class Model:
         """Rows of a table, or ``ids`` itself if it holds embeddings (B, T, k) already. Ranges are the caller's."""
         table, _ = self.tensors(name)
         if ids.ndim == 3:
-            check_shape("embeddings", ids, (*ids.shape[:2], table.shape[1]))
+            checks.shape("embeddings", ids, (*ids.shape[:2], table.shape[1]))
             caches[name] = None
             return ids
         y, caches[name] = embedding(ids, table, checked=True)
@@ -259,7 +257,7 @@ class Model:
     def see(self, pixels: Array, patch: str, token: str, places: str, size: int, caches: dict[str, Any]) -> Array:
         """(B, 1 + N, k): the token, the N patches of ``pixels`` (B, C, size, size) through ``patch``; plus places."""
         kernel, bias = self.tensors(patch)
-        check_shape("pixels", pixels, (*pixels.shape[:1], kernel.shape[1], size, size))
+        checks.shape("pixels", pixels, (*pixels.shape[:1], kernel.shape[1], size, size))
         cut, caches["pixels"] = patches(pixels, kernel.shape[2])
         y, caches[patch] = linear(cut, self.xp.reshape(kernel, (kernel.shape[0], -1)), bias)
         first = self.xp.reshape(self.tensors(token)[0], (1, 1, -1))

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from .. import arrays
-from ..nn import IGNORED, check_range, cross_entropy
+from .. import checks
+from ..nn import IGNORED, cross_entropy
 from .core import Config, Gradients, Model, ModelCache, Module, Stack, bare, block_spec, module
 
 Array = Any
@@ -74,8 +74,8 @@ class ViT(Model):
 
     def forward(self, pixels: Array, labels: Array | None = None) -> tuple[Array | None, ModelCache]:
         """(L, cache) of ``pixels`` (B, C, H, W) and integer ``labels`` (B,), −100 left out; None without labels."""
-        arrays.namespace(weights=next(iter(self.weights.values())), pixels=pixels, labels=labels)
-        check_range(labels=(labels, self.config.num_labels, IGNORED))
+        checks.namespace(weights=next(iter(self.weights.values())), pixels=pixels, labels=labels)
+        checks.index_range(labels=(labels, self.config.num_labels, IGNORED))
         (stack,), steps = self.config.stacks(), dict[str, Any]()
         x = self.run(stack, self.see(pixels, PATCH, TOKEN, PLACES, self.config.image_size, steps), steps)
         token = self.norm("vit.layernorm", x[:, 0, :], steps, stack.spec)  # the norm works by rows: one is enough

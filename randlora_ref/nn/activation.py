@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from .. import arrays
+from .. import arrays, checks
 
 Array = Any
 
@@ -49,9 +49,9 @@ def _polynomial(t: Array, coefficients: tuple[float, ...]) -> Array:
 
 
 def _erf(xp: Any, x: Array) -> tuple[Array, Array]:
-    near, tail = _ERF[arrays.precision("x", x)]
-    far = _FAR[arrays.precision("x", x)]
-    sign = arrays.astype(xp, arrays.real(xp, x) >= 0, getattr(xp, arrays.precision("x", x)))
+    near, tail = _ERF[checks.precision("x", x)]
+    far = _FAR[checks.precision("x", x)]
+    sign = arrays.astype(xp, arrays.real(xp, x) >= 0, getattr(xp, checks.precision("x", x)))
     sign *= 2
     sign -= 1
     a = x * sign
@@ -74,8 +74,8 @@ def erf(x: Array) -> tuple[Array, Array]:
 
     Within 2 units in the last place of the C library in float64 and 4 in float32.
     """
-    xp = arrays.namespace(x=x)
-    if arrays.precision("x", x) == "float16":
+    xp = checks.namespace(x=x)
+    if checks.precision("x", x) == "float16":
         raise TypeError("x: dtype float16; erf needs float32, float64 or complex128")
     return _elementwise(_erf, xp, x)
 
@@ -123,7 +123,7 @@ def _sigmoid_gate(k: float) -> Callable[[Any, Array], tuple[Array, Array]]:
     def f(xp: Any, x: Array) -> tuple[Array, Array]:
         z = x * k
         positive = arrays.real(xp, z) >= 0
-        e = xp.exp(z * (1.0 - 2.0 * arrays.astype(xp, positive, getattr(xp, arrays.precision("x", x)))))
+        e = xp.exp(z * (1.0 - 2.0 * arrays.astype(xp, positive, getattr(xp, checks.precision("x", x)))))
         inverse = 1 / (1 + e)
         e *= inverse
         z *= e
@@ -145,7 +145,7 @@ _KINDS: dict[str, Callable[[Any, Array], tuple[Array, Array]]] = {
 
 def activation(x: Array, kind: str) -> tuple[Array, Array]:
     """y = f(x) and the cache f′(x), both of the shape of ``x``; ``kind`` is a name of the table above."""
-    xp = arrays.namespace(x=x)
+    xp = checks.namespace(x=x)
     if kind not in _KINDS:
         raise ValueError(f"kind: {kind!r}; it must be one of {', '.join(_KINDS)}")
     return _elementwise(_KINDS[kind], xp, x)

@@ -11,8 +11,7 @@ row that sees nothing has P = 0: o and every gradient through it are zero.
 import math
 from typing import Any, NamedTuple
 
-from .. import arrays
-from ..adapters.protocol import check_shape
+from .. import arrays, checks
 
 Array = Any
 
@@ -31,7 +30,7 @@ def additive_mask(like: Array, size: int, *, causal: bool = False, mask: Array |
 
     ``mask`` (B, T), boolean or integer: zero at padding. ``causal``: query t sees keys 0 … t.
     """
-    xp = arrays.namespace(like=like, mask=mask)
+    xp = checks.namespace(like=like, mask=mask)
     seen = None
     if mask is not None:
         if mask.ndim != 2 or mask.shape[1] != size or arrays.dtype_name(mask)[:3] not in ("boo", "int", "uin"):
@@ -44,7 +43,7 @@ def additive_mask(like: Array, size: int, *, causal: bool = False, mask: Array |
         seen = before if seen is None else seen & before
     if seen is None:
         return None
-    zero = xp.zeros((), dtype=getattr(xp, arrays.precision("like", like)), **arrays.on(arrays.device_of(like)))
+    zero = xp.zeros((), dtype=getattr(xp, checks.precision("like", like)), **arrays.on(arrays.device_of(like)))
     return xp.where(seen, zero, -math.inf)
 
 
@@ -53,14 +52,14 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> tuple[
 
     ``mask`` is what ``additive_mask`` makes. Query head i meets key head i div (H/K).
     """
-    xp = arrays.namespace(q=q, k=k, v=v, mask=mask)
+    xp = checks.namespace(q=q, k=k, v=v, mask=mask)
     if q.ndim != 4 or k.ndim != 4 or k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(
             f"k: shape {tuple(k.shape)}; it must be (B, K, T, h), K a divisor of H of q (B, H, T, h) {tuple(q.shape)}"
         )
     batch, heads, size, width = q.shape
-    check_shape("k", k, (batch, k.shape[1], size, width))
-    check_shape("v", v, tuple(k.shape))
+    checks.shape("k", k, (batch, k.shape[1], size, width))
+    checks.shape("v", v, tuple(k.shape))
     if mask is not None and (mask.shape[0] not in (1, batch) or mask.shape[-1] != size):
         raise ValueError(f"mask: for {tuple(mask.shape)}; it must be for a batch of {batch} and {size} tokens")
     q = xp.reshape(q * (1 / math.sqrt(width)), (batch, k.shape[1], heads // k.shape[1], size, width))
@@ -85,9 +84,9 @@ def softmax(xp: Any, scores: Array, mask: Array | None) -> Array:
 def attention_backward(do: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
     """(∂L/∂q, ∂L/∂k, ∂L/∂v), of the shapes of q, k and v, of ∂L/∂o (B, H, T, h)."""
     q, k, v, probabilities = cache
-    xp = arrays.namespace(do=do, q=q)
+    xp = checks.namespace(do=do, q=q)
     shape = (q.shape[0], q.shape[1] * q.shape[2], *q.shape[3:])
-    check_shape("do", do, shape)
+    checks.shape("do", do, shape)
     do = xp.reshape(do, q.shape)
     dv = xp.sum(arrays.swap_last(probabilities) @ do, axis=2)
     dS = do @ arrays.swap_last(v)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .. import arrays
+from .. import arrays, checks
 from ..adapters.protocol import Adapter
 from .activation import activation, activation_backward, gated, gated_backward
 from .attention import attention, attention_backward
@@ -118,7 +118,7 @@ def block_backward(dy: Array, cache: Any, *, weight_grad: bool = False) -> tuple
         dq, dk = rotary_backward(dq, tables), rotary_backward(dk, tables)
     parts = [join_heads(part) for part in (dq, dk, dv)]
     if spec.fused:
-        inner = project("qkv", arrays.concat(arrays.namespace(dy=dy), parts, -1))
+        inner = project("qkv", arrays.concat(checks.namespace(dy=dy), parts, -1))
     else:
         inner = project("q", parts[0]) + project("k", parts[1]) + project("v", parts[2])
     inner, grads["norm1"] = norm_backward(inner, caches["norm1"], weight_grad=weight_grad)
@@ -127,12 +127,12 @@ def block_backward(dy: Array, cache: Any, *, weight_grad: bool = False) -> tuple
 
 def split_heads(x: Array, width: int) -> Array:
     """(B, T, H·h) as (B, H, T, h), h = ``width``."""
-    xp = arrays.namespace(x=x)
+    xp = checks.namespace(x=x)
     return arrays.permute(xp, xp.reshape(x, (*x.shape[:-1], x.shape[-1] // width, width)), (0, 2, 1, 3))
 
 
 def join_heads(x: Array) -> Array:
     """(B, H, T, h) as (B, T, H·h)."""
-    xp = arrays.namespace(x=x)
+    xp = checks.namespace(x=x)
     x = arrays.permute(xp, x, (0, 2, 1, 3))
     return xp.reshape(x, (*x.shape[:2], x.shape[2] * x.shape[3]))

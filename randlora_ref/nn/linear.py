@@ -2,8 +2,8 @@
 
 from typing import Any, NamedTuple
 
-from .. import arrays
-from ..adapters.protocol import Adapter, check_layer, check_shape
+from .. import arrays, checks
+from ..adapters.protocol import Adapter
 
 Array = Any
 
@@ -33,7 +33,7 @@ def linear(
     if adapter is not None:
         y, inner = adapter.forward(x, weight, bias, keep_merged=True)
     else:
-        xp = check_layer(tuple(weight.shape), weight, x, weight, bias, None)
+        xp = checks.linear(tuple(weight.shape), x=x, weight=weight, bias=bias)
         rows = arrays.as_rows(xp, x) @ weight.T
         y = xp.reshape(rows if bias is None else rows + bias, (*x.shape[:-1], weight.shape[0]))
     return y, LinearCache(x, weight, bias is not None, adapter, inner)
@@ -43,8 +43,8 @@ def linear_backward(dy: Array, cache: LinearCache, *, weight_grad: bool = False)
     """∂L/∂x = dy W, and the adapter's gradients, or ``LinearGrads``: ∂L/∂b = Σ dy, ∂L/∂W = Σ dyᵀx if asked for."""
     if cache.adapter is not None:
         return cache.adapter.backward(dy, cache.inner, weight_grad=weight_grad)
-    xp = arrays.namespace(dy=dy, weight=cache.weight)
-    check_shape("dy", dy, (*cache.x.shape[:-1], cache.weight.shape[0]))
+    xp = checks.namespace(dy=dy, weight=cache.weight)
+    checks.shape("dy", dy, (*cache.x.shape[:-1], cache.weight.shape[0]))
     rows = arrays.as_rows(xp, dy)
     d_weight = rows.T @ arrays.as_rows(xp, cache.x) if weight_grad else None
     d_bias = xp.sum(rows, axis=0) if cache.has_bias else None

@@ -7,9 +7,7 @@ The rows that do not count have gradient zero. If none counts, L is 0 (PyTorch h
 
 from typing import Any, NamedTuple
 
-from .. import arrays
-from ..adapters.protocol import check_shape
-from .embedding import check_range
+from .. import arrays, checks
 
 Array = Any
 IGNORED = -100
@@ -31,13 +29,13 @@ def cross_entropy(
 
     IndexError if a label is out of range, unless the caller has ``checked``.
     """
-    xp = arrays.namespace(logits=logits, labels=labels)
+    xp = checks.namespace(logits=logits, labels=labels)
     if logits.ndim != 2:
         raise ValueError(f"logits: shape {tuple(logits.shape)}; it must be (T, V)")
     count, size = logits.shape
-    check_shape("labels", labels, (count,))
+    checks.shape("labels", labels, (count,))
     if not checked:
-        check_range(labels=(labels, size, ignored))
+        checks.index_range(labels=(labels, size, ignored))
     labels, device = arrays.astype(xp, labels, xp.int64), arrays.on(arrays.device_of(logits))
 
     def rows(z: Array) -> tuple[Array, ...]:
@@ -48,7 +46,7 @@ def cross_entropy(
     counts = labels != ignored
     place = xp.arange(count, dtype=xp.int64, **device) * size + xp.where(counts, labels, 0)
     chosen = xp.take(xp.reshape(logits, (-1,)), place)
-    weight = arrays.astype(xp, counts, getattr(xp, arrays.precision("logits", logits)))
+    weight = arrays.astype(xp, counts, getattr(xp, checks.precision("logits", logits)))
     total = xp.sum(weight)
     share = weight / xp.where(total == 0, 1.0, total)
     return xp.sum(share * (log_total[:, 0] - chosen)), LossCache(logits, labels, log_total, share[:, None])
@@ -60,7 +58,7 @@ def cross_entropy_backward(cache: LossCache, dloss: Any = 1.0, *, through: Array
     Of a large vocabulary ∂L/∂logits is by far the largest array of a model; through W it is never held whole on NumPy.
     """
     logits, labels, log_total, share = cache
-    xp = arrays.namespace(logits=logits)
+    xp = checks.namespace(logits=logits)
     every = xp.arange(logits.shape[1], dtype=labels.dtype, **arrays.on(arrays.device_of(logits)))
 
     def rows(z: Array, labels: Array, log_total: Array, share: Array) -> tuple[Array, ...]:
@@ -82,9 +80,9 @@ def contrastive(texts: Array, images: Array, log_scale: Array) -> tuple[Array, A
     Z = exp(log_scale)·texts imagesᵀ; the loss is the mean of the cross-entropies of its rows and of its columns, each
     with the diagonal as labels. The cache's first entry is Z.
     """
-    xp = arrays.namespace(texts=texts, images=images, log_scale=log_scale)
-    check_shape("images", images, tuple(texts.shape))
-    check_shape("log_scale", log_scale, ())
+    xp = checks.namespace(texts=texts, images=images, log_scale=log_scale)
+    checks.shape("images", images, tuple(texts.shape))
+    checks.shape("log_scale", log_scale, ())
     scale = xp.exp(log_scale)
     logits = scale * (texts @ images.T)
     labels = xp.arange(texts.shape[0], **arrays.on(arrays.device_of(texts)))
@@ -96,7 +94,7 @@ def contrastive(texts: Array, images: Array, log_scale: Array) -> tuple[Array, A
 def contrastive_backward(cache: Any, dloss: Any = 1.0) -> tuple[Array, Array, Array]:
     """(∂L/∂texts, ∂L/∂images, ∂L/∂log_scale): dZ = ½(rows' + columns'ᵀ), and Z is its own slope in log_scale."""
     logits, texts, images, scale, text_cache, image_cache = cache
-    xp = arrays.namespace(logits=logits)
+    xp = checks.namespace(logits=logits)
     half = 0.5 * dloss
     dZ = cross_entropy_backward(text_cache, half) + cross_entropy_backward(image_cache, half).T
     return scale * (dZ @ images), scale * (dZ.T @ texts), xp.sum(dZ * logits)

@@ -12,8 +12,7 @@ r·(g − x̂·mean(x̂∘g)); centring, symmetric too, takes the mean away. x̂
 
 from typing import Any, NamedTuple
 
-from .. import arrays
-from ..adapters.protocol import check_shape
+from .. import arrays, checks
 
 Array = Any
 
@@ -46,11 +45,11 @@ def rms_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> tuple[A
 
 
 def _norm(x: Array, weight: Array, bias: Array | None, eps: float, centred: bool) -> tuple[Array, NormCache]:
-    xp = arrays.namespace(x=x, weight=weight, bias=bias)
+    xp = checks.namespace(x=x, weight=weight, bias=bias)
     k = x.shape[-1]
-    check_shape("weight", weight, (k,))
+    checks.shape("weight", weight, (k,))
     if bias is not None:
-        check_shape("bias", bias, (k,))
+        checks.shape("bias", bias, (k,))
 
     def rows(x: Array) -> tuple[Array, ...]:
         c = x - xp.sum(x, axis=-1, keepdims=True) / k if centred else x
@@ -65,7 +64,7 @@ def _norm(x: Array, weight: Array, bias: Array | None, eps: float, centred: bool
 
 def norm_backward(dy: Array, cache: NormCache, *, weight_grad: bool = False) -> tuple[Array, NormGrads]:
     """∂L/∂x (…, k) of ∂L/∂y, for either norm; the gradients of weight and bias if ``weight_grad``."""
-    xp = arrays.namespace(dy=dy, x=cache.normal)
+    xp = checks.namespace(dy=dy, x=cache.normal)
     k = dy.shape[-1]
 
     def rows(dy: Array, normal: Array, inverse: Array) -> tuple[Array, ...]:
@@ -79,7 +78,7 @@ def norm_backward(dy: Array, cache: NormCache, *, weight_grad: bool = False) -> 
         return (g,)
 
     dy_rows = arrays.as_rows(xp, dy)
-    check_shape("dy", dy_rows, tuple(cache.normal.shape))
+    checks.shape("dy", dy_rows, tuple(cache.normal.shape))
     (dx,) = arrays.by_rows(xp, rows, dy_rows, cache.normal, cache.inverse)
     d_weight = xp.sum(dy_rows * cache.normal, axis=0) if weight_grad else None
     d_bias = xp.sum(dy_rows, axis=0) if weight_grad and cache.has_bias else None
@@ -88,7 +87,7 @@ def norm_backward(dy: Array, cache: NormCache, *, weight_grad: bool = False) -> 
 
 def normalize(x: Array) -> tuple[Array, Any]:
     """y = x/|x| over the last axis, |x| = √Σx²; zero where x is."""
-    xp = arrays.namespace(x=x)
+    xp = checks.namespace(x=x)
     length = xp.sqrt(xp.sum(x * x, axis=-1, keepdims=True))
     length = xp.where(length == 0, 1.0, length)
     y = x / length
@@ -98,5 +97,5 @@ def normalize(x: Array) -> tuple[Array, Any]:
 def normalize_backward(dy: Array, cache: Any) -> Array:
     """∂L/∂x = (dy − y·⟨y, dy⟩)/|x|: the part of dy along y cannot change a unit vector."""
     y, length = cache
-    xp = arrays.namespace(dy=dy, y=y)
+    xp = checks.namespace(dy=dy, y=y)
     return (dy - y * xp.sum(y * dy, axis=-1, keepdims=True)) / length

@@ -186,7 +186,7 @@ class Properties:
             r"dy: shape \(2, 3\); it must be \(2, 5\)": lambda: adapter.backward(x, adapter.forward(x, weight)[1]),
             r"dy: shape \(3, 5\)": lambda: adapter.backward(np.ones((3, 5)), adapter.forward(x, weight)[1]),
             r"weight: an array of array_api_strict": lambda: adapter.forward(x, array_api_strict.asarray(weight)),
-            r"adapter: an array of numpy": lambda: adapter.forward(*map(array_api_strict.asarray, (x, weight))),
+            r"x: an array of array_api_strict": lambda: adapter.forward(*map(array_api_strict.asarray, (x, weight))),
             r"dy: shape \(10,\)": lambda: adapter.backward(dy.reshape(-1), adapter.forward(x, weight)[1]),
             r"dy: dtype float32": lambda: adapter.backward(dy.astype("float32"), adapter.forward(x, weight)[1]),
             r"weight: shape \(2, 3\)": lambda: adapter.merge(x),

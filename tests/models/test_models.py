@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from randlora_ref import arrays, models, nn
+from randlora_ref import checks, models, nn
 from randlora_ref.verify import blocks
 
 
@@ -278,5 +278,5 @@ def test_from_dict_reads_a_whole_config_json() -> None:
     small = given | {"labels": given["labels"].astype(np.uint8), "ids": given["ids"].astype(np.int16)}
     assert models.GPT2(config, weights).forward(**small)[0] == models.GPT2(config, weights).forward(**given)[0]
     assert models.ViTConfig.from_dict({"id2label": {"0": "a", "1": "b", "2": "c"}}).num_labels == 3
-    assert arrays.namespace(w=weights["transformer.wte.weight"]) is np
+    assert checks.namespace(w=weights["transformer.wte.weight"]) is np
     assert nn.IGNORED == -100

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from randlora_ref import Bases, RandLoRA, arrays, nn, spec
+from randlora_ref import Bases, RandLoRA, checks, nn, spec
 from randlora_ref.adapters.randlora import ORDERS
 from randlora_ref.verify import blocks
 
@@ -280,4 +280,4 @@ def test_one_transfer_checks_both_ranges(monkeypatch: pytest.MonkeyPatch) -> Non
     ids = xp.asarray([1, 2], device=xp.Device("device1"))
     nn.check_range(ids=(ids, 3, None), labels=(ids, 3, -100))
     assert len(reads) == 1
-    assert arrays.namespace(ids=ids) is xp
+    assert checks.namespace(ids=ids) is xp

@@ -1,0 +1,242 @@
+"""Every check that a door makes of its arguments, and nothing else: library, device, precision, shape, range, numbers.
+
+A door is a function that users call. What it refuses it names: the argument as the caller knows it, what it was, what
+it must be. TypeError for the wrong kind of thing, ValueError for a wrong value, IndexError for an id or a label that is
+out of range. A NumPy scalar is a number like any other; a bool or a text never is.
+
+Precision. A complex array counts as the float of its parts (the complex step needs it). The arrays of one call have
+one precision, values and gradients, cache and cotangent, model and adapters: nothing is rounded unasked.
+
+==================================  ===================  ================  ============================================
+function                            float16              float32, float64  beside them
+==================================  ===================  ================  ============================================
+adapters (forward, backward,        exact on small       yes               frozen bases of RandLoRA may be narrower
+merge, ``delta_weight``)            integers; else                         than Λ and Γ and are widened; wider ones are
+                                    within the gauge                       refused, but by ``start(dtype="float16")``
+``nn`` (all of it), the models,     refused              yes               ids, labels and masks: integers of any width
+``optim``                                                                  in native byte order, unsigned too
+``certify_rank``, ``spectrum``      yes                  yes               integers; no complex numbers
+``draw_bases``, ``tile``            by the adapters      yes               PEFT's draws: bfloat16 or float16, held wider
+==================================  ===================  ================  ============================================
+
+Refused everywhere: subclasses of NumPy's array but ``memmap`` (a matrix multiplies otherwise, a masked array hides
+entries), types that the array library does not have (bfloat16), and bytes in another order than this machine's.
+"""
+
+import math
+import numbers
+import operator
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from . import arrays
+
+Array = Any
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Arrays
+# ---------------------------------------------------------------------------------------------------------
+
+
+def namespace(**named: Array) -> arrays.Namespace:
+    """The one array namespace of all named arrays (None is skipped); a TypeError if they are of several.
+
+    A library is refused beside another, and so is a device beside another: nothing is moved unasked.
+    """
+    first, xp = "", None
+    for name, x in named.items():
+        if x is None:
+            continue
+        own = arrays.namespace_of(name, x)
+        if xp is None:
+            first, xp = name, own
+        elif own is not xp or arrays.device_of(x) != arrays.device_of(named[first]):
+            raise TypeError(
+                f"{name}: an array of {arrays.describe(x)}; it must be of one library and on one device with {first}, "
+                f"which is of {arrays.describe(named[first])}"
+            )
+    if xp is None:
+        raise TypeError("no array among the arguments; at least one is needed")
+    return xp
+
+
+def precision(name: str, x: Array, *, half: bool = True) -> str:
+    """ "float16", "float32" or "float64" of a real or complex array; a TypeError for any other dtype.
+
+    float16 is refused unless ``half``.
+    """
+    dtype = arrays.dtype_name(x)
+    dtype = arrays.REAL_PART.get(dtype, dtype)
+    allowed = ("float16", "float32", "float64") if half else ("float32", "float64")
+    if dtype not in allowed:
+        raise TypeError(f"{name}: dtype {dtype}; it must be {', '.join(allowed)} or complex")
+    return dtype
+
+
+def floats(*, half: bool = False, **named: Array) -> arrays.Namespace:
+    """The namespace of the named arrays (None is skipped), once they are of one library, device and precision.
+
+    A TypeError names the first that is not as the one before it; float16 is refused unless ``half``.
+    """
+    xp, first, expected = namespace(**named), "", ""
+    for name, x in named.items():
+        if x is not None:
+            found = precision(name, x, half=half)
+            first, expected = (first, expected) if expected else (name, found)
+            if found != expected:
+                raise TypeError(f"{name}: dtype {arrays.dtype_name(x)}; it must be {expected}, as {first} is")
+    return xp
+
+
+def shape(name: str, x: Array, expected: tuple[int, ...]) -> None:
+    """A ValueError naming the argument whose shape is not ``expected``."""
+    if tuple(x.shape) != expected:
+        raise ValueError(f"{name}: shape {tuple(x.shape)}; it must be {expected}")
+
+
+def last_axis(name: str, x: Array) -> int:
+    """The length of the last axis. A ValueError if there is none, or if it is empty."""
+    if x.ndim < 1 or x.shape[-1] == 0:
+        raise ValueError(f"{name}: shape {tuple(x.shape)}; it must be (…, k) with k >= 1")
+    return int(x.shape[-1])
+
+
+def finite(xp: arrays.Namespace, **named: Array) -> None:
+    """A ValueError naming the argument that holds NaN or infinity. Reads one boolean of the device if all is well."""
+    given = {name: x for name, x in named.items() if x is not None}
+    verdicts = [xp.all(xp.isfinite(x)) for x in given.values()]
+    if given and not bool(xp.all(xp.stack(verdicts))):
+        name = next(name for name, verdict in zip(given, verdicts, strict=True) if not bool(verdict))
+        raise ValueError(f"{name}: holds NaN or infinity; it must be finite")
+
+
+def linear(
+    shape_: tuple[int, int], *, half: bool = False, x: Array, weight: Array, bias: Array | None = None,
+    dropout_mask: Array | None = None, adapter: Array | None = None,
+) -> arrays.Namespace:  # fmt: skip
+    """The namespace of a linear layer's arguments, once they fit ``shape_`` (out, in) and an adapter's array."""
+    xp = floats(half=half, adapter=adapter, x=x, weight=weight, bias=bias, dropout_mask=dropout_mask)
+    if x.ndim < 1 or x.shape[-1] != shape_[1]:
+        raise ValueError(f"x: shape {tuple(x.shape)}; it must be (…, {shape_[1]}), in_features last")
+    shape("weight", weight, shape_)
+    if bias is not None:
+        shape("bias", bias, shape_[:1])
+    if dropout_mask is not None:
+        shape("dropout_mask", dropout_mask, tuple(x.shape))
+    return xp
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Ids and labels
+# ---------------------------------------------------------------------------------------------------------
+
+
+def integers(name: str, x: Array) -> str:
+    """The dtype of an array of integers, signed or not; a TypeError for any other."""
+    dtype = arrays.dtype_name(x)
+    if not dtype.startswith(("int", "uint")):
+        raise TypeError(f"{name}: dtype {dtype}; it must be an integer type in this machine's byte order")
+    return dtype
+
+
+def index_range(**named: tuple[Array | None, int, int | None]) -> None:
+    """An IndexError naming the integers not in [0, limit), each given as (array, limit, a value let through or None).
+
+    A TypeError if they are not integers. Reads one boolean of the device for all of them, if all is well.
+    """
+    bad = {}
+    for name, (x, limit, spared) in named.items():
+        if x is None:
+            continue
+        dtype, xp = integers(name, x), arrays.namespace_of(name, x)
+        wide = arrays.astype(xp, x, xp.int64)  # limit may lie beyond a narrow type; the upper half of uint64 wraps
+        wrong = (wide < 0) | (wide >= limit)
+        holds = spared is not None and (spared >= 0 or dtype.startswith("int"))
+        bad[name] = wrong & (wide != spared) if holds else wrong
+    if not bad:
+        return
+    xp = namespace(**bad)
+    if bool(xp.any(xp.stack([xp.any(wrong) for wrong in bad.values()]))):
+        name = next(name for name, wrong in bad.items() if bool(xp.any(wrong)))
+        x, limit, spared = named[name]
+        value = int(arrays.to_numpy(x)[arrays.to_numpy(bad[name])][0])
+        raise IndexError(
+            f"{name}: holds {value}; it must be in 0 … {limit - 1}" + f" or {spared}" * (spared is not None)
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Numbers
+# ---------------------------------------------------------------------------------------------------------
+
+
+def number(
+    name: str, value: Any, *, least: float = -math.inf, above: float = -math.inf, below: float = math.inf
+) -> float:
+    """``value`` as a float: finite, at least ``least``, above ``above`` and below ``below``; no bool, no text.
+
+    Taken as a Python number it leaves the dtype of whatever it meets alone. A ValueError for anything else.
+    """
+    wanted = "a finite number"
+    wanted += f" of at least {least:g}" if least > -math.inf else ""
+    wanted += f" above {above:g}" if above > -math.inf else ""
+    wanted += f" below {below:g}" if below < math.inf else ""
+    try:
+        found = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        found = math.inf
+    if not (math.isfinite(found) and found >= least and above < found < below):
+        raise ValueError(f"{name}: {value!r}; it must be {wanted}")
+    return found
+
+
+def is_integer(value: Any) -> bool:
+    """Whether ``value`` is an integer of Python or NumPy, and no bool."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def integer(name: str, value: Any, least: int = 1) -> int:
+    """``value`` as an int of at least ``least``. A ValueError for anything else."""
+    if not is_integer(value) or int(value) < least:
+        wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"
+        raise ValueError(f"{name}: {value!r}; it must be {wanted}")
+    return int(value)
+
+
+def seed(value: Any) -> int:
+    """``value`` as an int; a TypeError or ValueError unless it is an integer in [0, 2⁶⁴)."""
+    try:
+        found = operator.index(value)
+    except TypeError:
+        raise TypeError(f"seed: {value!r}; it must be an integer in [0, 2**64)") from None
+    if not is_integer(value) or not 0 <= found < 2**64:
+        raise ValueError(f"seed: {value!r}; it must be an integer in [0, 2**64)")
+    return found
+
+
+def choice(name: str, value: Any, allowed: Collection[Any]) -> None:
+    """A ValueError unless ``value`` is one of ``allowed``."""
+    if value not in tuple(allowed):
+        raise ValueError(f"{name}: {value!r}; it must be one of {', '.join(map(str, allowed))}")
+
+
+def layer_shape(value: Any) -> tuple[int, int]:
+    """``value`` as (out, in). A ValueError unless it is two positive integers."""
+    pair = isinstance(value, Sequence) and len(value) == 2
+    if not pair or not all(is_integer(size) and int(size) > 0 for size in value):
+        raise ValueError(f"shape: {value!r}; it must be (out, in), two positive integers")
+    return int(value[0]), int(value[1])
+
+
+def layer_shapes(values: Any) -> list[tuple[int, int]]:
+    """``values`` as a list of (out, in), at least one. A ValueError for anything else."""
+    if not isinstance(values, Sequence) or not values:
+        raise ValueError(f"shapes: {values!r}; it must list the (out, in) of every adapted layer")
+    return [layer_shape(value) for value in values]
+
+
+def sizes(out_features: Any, in_features: Any, rank: Any = 1) -> None:
+    """A ValueError unless all three are positive integers."""
+    layer_shape((out_features, in_features))
+    integer("rank", rank)
