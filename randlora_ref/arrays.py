@@ -85,6 +85,12 @@ def astype(xp: Namespace, x: Array, dtype: Any) -> Array:
     return x.astype(dtype, copy=False)
 
 
+def widen(xp: Namespace, x: Array, precision: str) -> Array:
+    """A float or complex ``x`` with parts in ``precision``, which must hold them."""
+    kind = {"float32": "complex64", "float64": "complex128"}[precision] if dtype_name(x) in REAL_PART else precision
+    return astype(xp, x, getattr(xp, kind))
+
+
 def permute(xp: Namespace, x: Array, axes: tuple[int, ...]) -> Array:
     """``x`` with its axes in another order, a view where the library has views."""
     return xp.permute_dims(x, axes) if hasattr(xp, "permute_dims") else x.transpose(axes)

@@ -152,7 +152,7 @@ def sparsity_squared(kind: Kind, D_max: int | None) -> Fraction:
         return Fraction(max(D_max, 4))
     if not isinstance(kind, numbers.Real) or isinstance(kind, bool) or not 2 <= kind < 2**32:
         raise ValueError(f"kind: {kind!r}; it must be 'dense', 'sparse', 'very_sparse' or a sparsity s in [2, 2**32)")
-    return Fraction(kind) ** 2
+    return Fraction(float(kind)) ** 2
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -26,8 +26,11 @@ entries), types that the array library does not have (bfloat16), and bytes in an
 import math
 import numbers
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
+
+import numpy as np
 
 from . import arrays
 
@@ -102,13 +105,16 @@ def last_axis(name: str, x: Array) -> int:
     return int(x.shape[-1])
 
 
-def finite(xp: arrays.Namespace, **named: Array) -> None:
-    """A ValueError naming the argument that holds NaN or infinity. Reads one boolean of the device if all is well."""
+def finite(xp: arrays.Namespace, *, why: Mapping[str, str] = MappingProxyType({}), **named: Array) -> None:
+    """A ValueError naming the argument that holds NaN or infinity, and ``why`` by name, where a reason is known.
+
+    Reads one boolean of the device if all is well.
+    """
     given = {name: x for name, x in named.items() if x is not None}
     verdicts = [xp.all(xp.isfinite(x)) for x in given.values()]
     if given and not bool(xp.all(xp.stack(verdicts))):
         name = next(name for name, verdict in zip(given, verdicts, strict=True) if not bool(verdict))
-        raise ValueError(f"{name}: holds NaN or infinity; it must be finite")
+        raise ValueError(f"{name}: holds NaN or infinity; it must be finite{why.get(name, '')}")
 
 
 def linear(
@@ -189,6 +195,15 @@ def number(
     if not (math.isfinite(found) and found >= least and above < found < below):
         raise ValueError(f"{name}: {value!r}; it must be {wanted}")
     return found
+
+
+def scalar(name: str, value: Any, like: Array) -> Any:
+    """``value`` as a Python number; an array without axes stays one, of the library and precision of ``like``."""
+    if isinstance(value, np.generic) or not hasattr(value, "ndim"):
+        return number(name, value)
+    floats(cache=like, **{name: value})
+    shape(name, value, ())
+    return value
 
 
 def is_integer(value: Any) -> bool:

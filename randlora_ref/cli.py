@@ -220,16 +220,22 @@ def rank(arguments: argparse.Namespace) -> Report:
         sources = {"update": factors}
     else:
         certificates = {name: certify_rank(source, progress=show) for name, source in sources.items()}
-    spectra = {name: spectrum(source) for name, source in sources.items()}
+    spectra, untold = {}, {}
+    for name, source in sources.items():
+        try:
+            spectra[name] = spectrum(source)
+        except ValueError as error:  # a product beyond float64: the certificate stands without it
+            untold[name] = f"no spectrum: {error}"
     progress("")
     lines = [f"{name}: {line}" for name, certificate in certificates.items() for line in certificate.lines()]
     lines += [f"{name}: {line}" for name, one in spectra.items() for line in one.lines()]
+    lines += [f"{name}: {line}" for name, line in untold.items()]
     if arguments.plot:
         plot_spectra(spectra, arguments.plot)
         lines.append(f"spectrum drawn in {arguments.plot}")
     data = {
         "certificates": {name: certificate.to_json() for name, certificate in certificates.items()},
-        "spectra": {name: one.to_json() for name, one in spectra.items()},
+        "spectra": {name: one.to_json() for name, one in spectra.items()} | untold,
     }
     return lines, data, True
 

@@ -16,6 +16,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from . import checks
 from .spec import CountRule, Pairing, number_of_terms, sides
 
 ScalingRule = Literal["2/sqrt(n)", "alpha/r", "alpha/(r*sqrt(n))", "1"]
@@ -53,7 +54,7 @@ class Dialect:
 
         The paper fixes no α: without one its s is 2/√n (Table 9), with one α/r (Table 8 has 10/r).
         """
-        alpha = self.default_alpha if alpha is None else alpha
+        alpha = self.default_alpha if alpha is None else checks.number("alpha", alpha)
         if self.scaling_rule == "1":
             return 1.0
         if self.scaling_rule == "2/sqrt(n)" and alpha is None:

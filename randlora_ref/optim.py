@@ -1,12 +1,13 @@
 """SGD and AdamW as pure steps: values and state in, new values and state out, nothing changed in place.
 
-``values`` and ``grads`` are dictionaries of arrays under any keys, the same on both sides.
+``values`` and ``grads`` are dictionaries of arrays under any keys, the same on both sides, in float32 or float64.
+Rates are finite numbers, negative ones refused. Raises TypeError or ValueError that names the argument and its key.
 """
 
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
-from . import checks
+from . import arrays, checks
 
 Array = Any
 Values = Mapping[Hashable, Array]
@@ -27,8 +28,9 @@ def sgd(
     values: Values, grads: Values, state: State = START, *, lr: float, momentum: float = 0.0, weight_decay: float = 0.0
 ) -> tuple[dict[Hashable, Array], State]:
     """One step of gradient descent: v ← momentum·v + g + decay·θ (v = g + decay·θ at first), θ ← θ − lr·v."""
-    _check(values, grads, state)
-    first = {}
+    _check(values, grads, **{"state.first": state.first} if state.step else {})
+    lr, momentum = checks.number("lr", lr, least=0.0), checks.number("momentum", momentum, least=0.0)
+    weight_decay, first = checks.number("weight_decay", weight_decay, least=0.0), {}
     for key, value in values.items():
         g = grads[key] + weight_decay * value
         first[key] = momentum * state.first[key] + g if state.step else g
@@ -43,22 +45,31 @@ def adamw(
 
     m ← β₁m + (1 − β₁)g,  v ← β₂v + (1 − β₂)g²,  θ ← θ − lr·decay·θ − lr·m̂/(√v̂ + ε),  m̂ = m/(1 − β₁ᵗ), v̂ = v/(1 − β₂ᵗ).
     """
-    _check(values, grads, state)
-    step, (beta1, beta2) = state.step + 1, betas
+    _check(values, grads, **{"state.first": state.first, "state.second": state.second} if state.step else {})
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(f"betas: {betas!r}; it must be two numbers")
+    beta1, beta2 = (checks.number("betas", beta, least=0.0, below=1.0) for beta in betas)
+    lr, eps = checks.number("lr", lr, least=0.0), checks.number("eps", eps, least=0.0)
+    weight_decay, step = checks.number("weight_decay", weight_decay, least=0.0), state.step + 1
     result, first, second = {}, {}, {}
     for key, value in values.items():
         g = grads[key]
         m = first[key] = beta1 * state.first[key] + (1 - beta1) * g if state.step else (1 - beta1) * g
         v = second[key] = beta2 * state.second[key] + (1 - beta2) * g * g if state.step else (1 - beta2) * g * g
-        xp = checks.namespace(value=value, gradient=g)
+        xp = arrays.namespace_of("values", value)
         size = xp.sqrt(v / (1 - beta2**step)) + eps
         result[key] = value * (1 - lr * weight_decay) - lr / (1 - beta1**step) * m / size
     return result, State(step, first, second)
 
 
-def _check(values: Values, grads: Values, state: State) -> None:
+def _check(values: Values, grads: Values, **state: Values) -> None:
+    """Keys, and by key library, device, precision and shape agree; ``state`` by name, nothing before the first step."""
     for key, value in values.items():
-        if key not in grads or (state.step and key not in state.first):
-            raise KeyError(f"{key!r}: no gradient or no state; values, grads and state must have the same keys")
-        if tuple(grads[key].shape) != tuple(value.shape):
-            raise ValueError(f"grads[{key!r}]: shape {tuple(grads[key].shape)}; it must be {tuple(value.shape)}")
+        given = {f"values[{key!r}]": value}
+        for name, others in {"grads": grads, **state}.items():
+            if key not in others:
+                raise KeyError(f"{name}: nothing under {key!r}; values, grads and state must have the same keys")
+            given[f"{name}[{key!r}]"] = others[key]
+        checks.floats(**given)
+        for name, x in given.items():
+            checks.shape(name, x, tuple(value.shape))

@@ -30,6 +30,7 @@ ORDERS: tuple[Order, ...] = ("merged", "thin", "termwise")
 # One element-wise operation takes the time of about this many operations inside a matrix product (measured on two
 # cores, float32: ``randlora-ref bench``). It decides between orders alone, never a result.
 ELEMENTWISE = 32
+DEVIATION = "; bases drawn by PEFT's rule are NaN where their deviation is zero: another seed has others"
 
 
 class Grads(NamedTuple):
@@ -81,8 +82,9 @@ class RandLoRA(LinearAdapter):
     """A RandLoRA adapter of one weight (out, in), from given arrays; ``RandLoRA.start`` makes one to be trained.
 
     ``bases``: at least as large as the layer. ``lambda_`` (n, r), ``gamma`` (n, d), in float16, float32 or float64;
-    the bases are used in their dtype. ``dialect`` settles the pairing, and the scaling from ``alpha`` unless
-    ``scaling`` is given. ``order`` of contraction: None takes the cheapest of ``contraction_costs`` for each batch.
+    the bases are used in their dtype: narrower ones are widened, wider ones refused. ``dialect`` settles the pairing,
+    and the scaling from ``alpha`` unless ``scaling`` is given. ``order`` of contraction: None takes the cheapest of
+    ``contraction_costs`` for each batch.
 
     Raises TypeError or ValueError that names the argument.
     """
@@ -105,20 +107,24 @@ class RandLoRA(LinearAdapter):
         dialect, bases, lambda_, rank = get_dialect(self.dialect), self.bases, self.lambda_, self.rank
         checks.choice("order", self.order, (None, *ORDERS))
         xp = checks.floats(half=True, lambda_=lambda_, gamma=self.gamma)
-        checks.namespace(lambda_=lambda_, A=bases.A, B=bases.B)
+        checks.namespace(lambda_=lambda_, A=bases.A)
         if lambda_.ndim != 2 or lambda_.shape[0] < 1 or lambda_.shape[1] != rank:
             raise ValueError(f"lambda_: shape {tuple(lambda_.shape)}; it must be (n, r) with n >= 1 and r = {rank}")
         checks.shape("gamma", self.gamma, (self.n, self.d))
         precision = checks.precision("lambda_", lambda_)
         if bases.A.shape[0] != rank:
             raise ValueError(f"bases: rank {bases.A.shape[0]}; it must be {rank}")
+        for name, basis in (("A", bases.A), ("B", bases.B)):
+            if arrays.unit_roundoff(checks.precision(name, basis)) < arrays.unit_roundoff(precision):
+                raise TypeError(
+                    f"{name}: dtype {arrays.dtype_name(basis)}; it must be {precision} or narrower, as lambda_ is"
+                )
         own = bases.slice(self.n, self.D, self.d)
-        checks.finite(xp, A=own.A, B=own.B, lambda_=lambda_, gamma=self.gamma)
+        checks.finite(xp, why=dict.fromkeys("AB", DEVIATION), A=own.A, B=own.B, lambda_=lambda_, gamma=self.gamma)
         scaling = dialect.scaling(rank, self.n, self.alpha) if self.scaling is None else self.scaling
-        checks.number("scaling", scaling)
-        real = getattr(xp, precision)
-        B = arrays.permute(xp, arrays.astype(xp, own.B, real), (1, 0, 2))
-        settled = {"dialect": dialect, "scaling": float(scaling), "_A": arrays.astype(xp, own.A, real)}
+        scaling = checks.number("scaling", scaling)
+        B = arrays.permute(xp, arrays.widen(xp, own.B, precision), (1, 0, 2))
+        settled = {"dialect": dialect, "scaling": scaling, "_A": arrays.widen(xp, own.A, precision)}
         for name, value in {**settled, "_B": xp.reshape(B, (self.D, self.n * rank))}.items():
             object.__setattr__(self, name, value)
 
@@ -142,7 +148,8 @@ class RandLoRA(LinearAdapter):
         """An adapter as training starts: constant Λ and Γ, the dialect's n and scaling, ΔW = 0 in both dialects.
 
         ``seed`` and ``alpha`` None take the dialect's (PEFT's are 0 and 640). ``bases`` None draws the layer's own;
-        given, they may be shared.
+        given, they may be shared. They are rounded to ``dtype`` "float16" alone, which asks for it.
+        ValueError for bases that PEFT divides by a deviation of zero: a sparse A or B may hold zeros alone.
         """
         dialect = get_dialect(dialect)
         shape = (out_features, in_features)
@@ -156,6 +163,9 @@ class RandLoRA(LinearAdapter):
         else:
             xp, device = checks.namespace(A=bases.A), arrays.device_of(bases.A)
         n = dialect.terms(shape, rank)
+        if dtype == "float16":
+            own = bases.slice(n, *sides(shape))
+            bases = Bases(arrays.astype(xp, own.A, xp.float16), arrays.astype(xp, own.B, xp.float16))
         lambda_value, gamma_value = dialect.start(shape, rank, n)
         made = options(dtype, xp, device)
         return cls(

@@ -48,15 +48,20 @@ def _polynomial(t: Array, coefficients: tuple[float, ...]) -> Array:
     return value
 
 
+def _within(xp: Any, x: Array, far: float) -> Array:
+    """``x`` where its real part is within ±far, else ±far."""
+    size = arrays.real(xp, x)
+    return xp.clip(x, -far, far) if size is x else xp.where(size < -far, -far, xp.where(size > far, far, x))
+
+
 def _erf(xp: Any, x: Array) -> tuple[Array, Array]:
     near, tail = _ERF[checks.precision("x", x)]
     far = _FAR[checks.precision("x", x)]
     sign = arrays.astype(xp, arrays.real(xp, x) >= 0, getattr(xp, checks.precision("x", x)))
     sign *= 2
     sign -= 1
-    a = x * sign
+    a = _within(xp, x * sign, far)
     size = arrays.real(xp, a)
-    a = xp.minimum(a, far) if size is a else xp.where(size < far, a, far)
     z = a * a
     decay = xp.exp(-z)
     inside = _polynomial(z, near)
@@ -74,10 +79,7 @@ def erf(x: Array) -> tuple[Array, Array]:
 
     Within 2 units in the last place of the C library in float64 and 4 in float32.
     """
-    xp = checks.namespace(x=x)
-    if checks.precision("x", x) == "float16":
-        raise TypeError("x: dtype float16; erf needs float32, float64 or complex128")
-    return _elementwise(_erf, xp, x)
+    return _elementwise(_erf, checks.floats(x=x), x)
 
 
 def _elementwise(f: Callable[[Any, Array], tuple[Array, Array]], xp: Any, x: Array) -> tuple[Array, Array]:
@@ -100,10 +102,11 @@ def _gelu(xp: Any, x: Array) -> tuple[Array, Array]:
 def _gelu_tanh(xp: Any, x: Array) -> tuple[Array, Array]:
     """f′ = ½(1 + t) + ½x(1 − t²)·u′, with t = tanh u and u′ = √(2/π)(1 + 3·0.044715x²)."""
     c = math.sqrt(2 / math.pi)
-    z = x * x
+    near = _within(xp, x, 10.0)  # beyond, tanh u is ±1 to the last place, and x² may overflow
+    z = near * near
     z *= 0.044715 * c
     t = z + c
-    t *= x
+    t *= near
     t = xp.tanh(t)
     half = 0.5 * t
     half += 0.5
@@ -121,7 +124,7 @@ def _sigmoid_gate(k: float) -> Callable[[Any, Array], tuple[Array, Array]]:
     """x·σ(kx), and σ + kx·σ(1 − σ). With e = exp(−|kx|), σ is 1/(1 + e) or e/(1 + e), so nothing overflows."""
 
     def f(xp: Any, x: Array) -> tuple[Array, Array]:
-        z = x * k
+        z = _within(xp, x, 800.0) * k  # beyond, e is zero, and kx may overflow
         positive = arrays.real(xp, z) >= 0
         e = xp.exp(z * (1.0 - 2.0 * arrays.astype(xp, positive, getattr(xp, checks.precision("x", x)))))
         inverse = 1 / (1 + e)
@@ -135,7 +138,7 @@ def _sigmoid_gate(k: float) -> Callable[[Any, Array], tuple[Array, Array]]:
     return f
 
 
-_KINDS: dict[str, Callable[[Any, Array], tuple[Array, Array]]] = {
+KINDS: dict[str, Callable[[Any, Array], tuple[Array, Array]]] = {
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
     "quick_gelu": _sigmoid_gate(1.702),
@@ -145,21 +148,22 @@ _KINDS: dict[str, Callable[[Any, Array], tuple[Array, Array]]] = {
 
 def activation(x: Array, kind: str) -> tuple[Array, Array]:
     """y = f(x) and the cache f′(x), both of the shape of ``x``; ``kind`` is a name of the table above."""
-    xp = checks.namespace(x=x)
-    if kind not in _KINDS:
-        raise ValueError(f"kind: {kind!r}; it must be one of {', '.join(_KINDS)}")
-    return _elementwise(_KINDS[kind], xp, x)
+    xp = checks.floats(x=x)
+    checks.choice("kind", kind, KINDS)
+    return _elementwise(KINDS[kind], xp, x)
 
 
 def activation_backward(dy: Array, slope: Array) -> Array:
     """∂L/∂x = dy∘f′(x)."""
+    checks.floats(slope=slope, dy=dy)
+    checks.shape("dy", dy, tuple(slope.shape))
     return dy * slope
 
 
 def gated(gate: Array, up: Array, kind: str = "silu") -> tuple[Array, Any]:
     """y = f(gate)∘up, SwiGLU's inner part with f = silu; two arrays of one shape."""
-    if gate.shape != up.shape:
-        raise ValueError(f"up: shape {tuple(up.shape)}; it must be the gate's, {tuple(gate.shape)}")
+    checks.floats(gate=gate, up=up)
+    checks.shape("up", up, tuple(gate.shape))
     value, slope = activation(gate, kind)
     return value * up, (value, slope, up)
 
@@ -167,4 +171,6 @@ def gated(gate: Array, up: Array, kind: str = "silu") -> tuple[Array, Any]:
 def gated_backward(dy: Array, cache: Any) -> tuple[Array, Array]:
     """∂L/∂gate = dy∘up∘f′(gate) and ∂L/∂up = dy∘f(gate)."""
     value, slope, up = cache
+    checks.floats(cache=up, dy=dy)
+    checks.shape("dy", dy, tuple(up.shape))
     return dy * up * slope, dy * value

@@ -31,12 +31,15 @@ def additive_mask(like: Array, size: int, *, causal: bool = False, mask: Array |
     ``mask`` (B, T), boolean or integer: zero at padding. ``causal``: query t sees keys 0 … t.
     """
     xp = checks.namespace(like=like, mask=mask)
-    seen = None
+    checks.floats(like=like)
+    size, seen = checks.integer("size", size), None
     if mask is not None:
-        if mask.ndim != 2 or mask.shape[1] != size or arrays.dtype_name(mask)[:3] not in ("boo", "int", "uin"):
-            found = f"{arrays.dtype_name(mask)} of shape {tuple(mask.shape)}"
-            raise ValueError(f"mask: {found}; it must be (batch, {size}), boolean or integer")
-        seen = (mask if arrays.dtype_name(mask)[:3] == "boo" else mask != 0)[:, None, None, None, :]
+        boolean = arrays.dtype_name(mask) == "bool"
+        if not boolean:
+            checks.integers("mask", mask)
+        if mask.ndim != 2 or mask.shape[1] != size:
+            raise ValueError(f"mask: shape {tuple(mask.shape)}; it must be (batch, {size})")
+        seen = (mask if boolean else mask != 0)[:, None, None, None, :]
     if causal:
         place = xp.arange(size, **arrays.on(arrays.device_of(like)))
         before = (place[None, :] <= place[:, None])[None, None, None, :, :]
@@ -52,7 +55,7 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> tuple[
 
     ``mask`` is what ``additive_mask`` makes. Query head i meets key head i div (H/K).
     """
-    xp = checks.namespace(q=q, k=k, v=v, mask=mask)
+    xp = checks.floats(q=q, k=k, v=v, mask=mask)
     if q.ndim != 4 or k.ndim != 4 or k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(
             f"k: shape {tuple(k.shape)}; it must be (B, K, T, h), K a divisor of H of q (B, H, T, h) {tuple(q.shape)}"
@@ -84,7 +87,7 @@ def softmax(xp: Any, scores: Array, mask: Array | None) -> Array:
 def attention_backward(do: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
     """(∂L/∂q, ∂L/∂k, ∂L/∂v), of the shapes of q, k and v, of ∂L/∂o (B, H, T, h)."""
     q, k, v, probabilities = cache
-    xp = checks.namespace(do=do, q=q)
+    xp = checks.floats(cache=q, do=do)
     shape = (q.shape[0], q.shape[1] * q.shape[2], *q.shape[3:])
     checks.shape("do", do, shape)
     do = xp.reshape(do, q.shape)

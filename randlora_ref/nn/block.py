@@ -14,7 +14,7 @@ from typing import Any
 
 from .. import arrays, checks
 from ..adapters.protocol import Adapter
-from .activation import activation, activation_backward, gated, gated_backward
+from .activation import KINDS, activation, activation_backward, gated, gated_backward
 from .attention import attention, attention_backward
 from .linear import linear, linear_backward
 from .norm import layer_norm, norm_backward, rms_norm
@@ -44,7 +44,13 @@ class BlockSpec:
     biases: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        if self.key_heads < 1 or self.heads % self.key_heads:
+        for name in ("width", "hidden", "heads", "key_heads", "head_width"):
+            checks.integer(name, getattr(self, name))
+        checks.number("eps", self.eps, least=0.0)
+        checks.choice("activation", self.activation, KINDS)
+        for role in self.biases:
+            checks.choice("biases", role, ("norm1", "norm2", *self.shapes()))
+        if self.heads % self.key_heads:
             raise ValueError(f"key_heads: {self.key_heads}; it must be a divisor of the number of heads, {self.heads}")
         if self.fused and self.key_heads != self.heads:
             raise ValueError(f"key_heads: {self.key_heads}; with fused projections it must be heads, {self.heads}")

@@ -10,10 +10,14 @@ Array = Any
 def embedding(ids: Array, table: Array, *, checked: bool = False) -> tuple[Array, Any]:
     """y (…, k): row ids (…) of ``table`` (V, k). IndexError if out of range, unless the caller has ``checked``."""
     xp = checks.namespace(ids=ids, table=table)
+    checks.floats(table=table)
+    if table.ndim != 2:
+        raise ValueError(f"table: shape {tuple(table.shape)}; it must be (V, k)")
     if not checked:
         checks.index_range(ids=(ids, table.shape[0], None))
+    ids = arrays.astype(xp, ids, xp.int64)  # a narrow type cannot count the rows
     y = xp.take(table, xp.reshape(ids, (-1,)), axis=0)
-    return xp.reshape(y, (*ids.shape, table.shape[1])), (ids, table.shape[0])
+    return xp.reshape(y, (*ids.shape, table.shape[1])), (ids, table)
 
 
 def embedding_backward(dy: Array, cache: Any) -> Array:
@@ -22,9 +26,9 @@ def embedding_backward(dy: Array, cache: Any) -> Array:
     The places are sorted by id; then doubling steps add to each row the one 1, 2, 4 … places on, where it is of the
     same id, until the first row of an id holds its sum. No scatter, so the order of summation is always the same.
     """
-    ids, size = cache
-    xp = checks.namespace(dy=dy, ids=ids)
-    checks.shape("dy", dy, (*ids.shape, dy.shape[-1]))
+    ids, table = cache
+    xp, size = checks.floats(cache=table, dy=dy), table.shape[0]
+    checks.shape("dy", dy, (*ids.shape, table.shape[1]))
     ids, rows = xp.reshape(ids, (-1,)), arrays.as_rows(xp, dy)
     count = ids.shape[0]
     if count == 0:
@@ -43,23 +47,23 @@ def embedding_backward(dy: Array, cache: Any) -> Array:
     return xp.where(present, xp.take(rows, first, axis=0), 0.0)
 
 
-def patches(pixels: Array, size: int) -> tuple[Array, tuple[int, ...]]:
+def patches(pixels: Array, size: int) -> tuple[Array, tuple[Array, int]]:
     """y (B, N, C·p·p): the p×p patches of ``pixels`` (B, C, H, W), row by row, p = ``size``.
 
     A patch projection is then ``linear`` with the kernel (out, C, p, p) as a matrix (out, C·p·p).
     """
-    xp = checks.namespace(pixels=pixels)
+    xp, size = checks.floats(pixels=pixels), checks.integer("size", size)
     if pixels.ndim != 4 or pixels.shape[2] % size or pixels.shape[3] % size:
         raise ValueError(f"pixels: shape {tuple(pixels.shape)}; it must be (B, C, H, W), H and W multiples of {size}")
     b, c, h, w = pixels.shape
     y = arrays.permute(xp, xp.reshape(pixels, (b, c, h // size, size, w // size, size)), (0, 2, 4, 1, 3, 5))
-    return xp.reshape(y, (b, (h // size) * (w // size), c * size * size)), (b, c, h, w, size)
+    return xp.reshape(y, (b, (h // size) * (w // size), c * size * size)), (pixels, size)
 
 
-def patches_backward(dy: Array, cache: tuple[int, ...]) -> Array:
+def patches_backward(dy: Array, cache: tuple[Array, int]) -> Array:
     """∂L/∂pixels (B, C, H, W): every pixel is in one patch, so the rows are laid back."""
-    b, c, h, w, size = cache
-    xp = checks.namespace(dy=dy)
+    pixels, size = cache
+    xp, (b, c, h, w) = checks.floats(cache=pixels, dy=dy), pixels.shape
     checks.shape("dy", dy, (b, (h // size) * (w // size), c * size * size))
     y = arrays.permute(xp, xp.reshape(dy, (b, h // size, w // size, c, size, size)), (0, 3, 1, 4, 2, 5))
     return xp.reshape(y, (b, c, h, w))

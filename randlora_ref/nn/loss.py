@@ -14,11 +14,12 @@ IGNORED = -100
 
 
 class LossCache(NamedTuple):
-    """What backward needs of forward: z (T, V), labels (T,), log Σ exp z (T, 1), and 1/N or 0 by rows (T, 1)."""
+    """What backward needs of forward: z (T, V), labels (T,), and by rows (T, 1) max z, Σ exp(z − max z), 1/N or 0."""
 
     logits: Array
     labels: Array
-    log_total: Array
+    top: Array
+    total: Array
     share: Array
 
 
@@ -30,9 +31,11 @@ def cross_entropy(
     IndexError if a label is out of range, unless the caller has ``checked``.
     """
     xp = checks.namespace(logits=logits, labels=labels)
-    if logits.ndim != 2:
-        raise ValueError(f"logits: shape {tuple(logits.shape)}; it must be (T, V)")
+    checks.floats(logits=logits)
+    if logits.ndim != 2 or logits.shape[1] == 0:
+        raise ValueError(f"logits: shape {tuple(logits.shape)}; it must be (T, V) with V >= 1")
     count, size = logits.shape
+    ignored = checks.integer("ignored", ignored, least=-(2**63))
     checks.shape("labels", labels, (count,))
     if not checked:
         checks.index_range(labels=(labels, size, ignored))
@@ -40,16 +43,17 @@ def cross_entropy(
 
     def rows(z: Array) -> tuple[Array, ...]:
         top = xp.max(arrays.real(xp, z), axis=-1, keepdims=True)
-        return (top + xp.log(xp.sum(xp.exp(z - top), axis=-1, keepdims=True)),)
+        return top, xp.sum(xp.exp(z - top), axis=-1, keepdims=True)
 
-    (log_total,) = arrays.by_rows(xp, rows, logits)
+    top, total = arrays.by_rows(xp, rows, logits)
     counts = labels != ignored
     place = xp.arange(count, dtype=xp.int64, **device) * size + xp.where(counts, labels, 0)
     chosen = xp.take(xp.reshape(logits, (-1,)), place)
     weight = arrays.astype(xp, counts, getattr(xp, checks.precision("logits", logits)))
-    total = xp.sum(weight)
-    share = weight / xp.where(total == 0, 1.0, total)
-    return xp.sum(share * (log_total[:, 0] - chosen)), LossCache(logits, labels, log_total, share[:, None])
+    counted = xp.sum(weight)
+    share = weight / xp.where(counted == 0, 1.0, counted)
+    losses = xp.log(total[:, 0]) + (top[:, 0] - chosen)
+    return xp.sum(share * losses), LossCache(logits, labels, top, total, share[:, None])
 
 
 def cross_entropy_backward(cache: LossCache, dloss: Any = 1.0, *, through: Array | None = None) -> Array:
@@ -57,20 +61,20 @@ def cross_entropy_backward(cache: LossCache, dloss: Any = 1.0, *, through: Array
 
     Of a large vocabulary ∂L/∂logits is by far the largest array of a model; through W it is never held whole on NumPy.
     """
-    logits, labels, log_total, share = cache
-    xp = checks.namespace(logits=logits)
+    logits, labels, top, total, share = cache
+    xp, dloss = checks.floats(cache=logits, through=through), checks.scalar("dloss", dloss, logits)
     every = xp.arange(logits.shape[1], dtype=labels.dtype, **arrays.on(arrays.device_of(logits)))
 
-    def rows(z: Array, labels: Array, log_total: Array, share: Array) -> tuple[Array, ...]:
-        p = xp.exp(z - log_total)
-        p *= share
+    def rows(z: Array, labels: Array, top: Array, total: Array, share: Array) -> tuple[Array, ...]:
+        p = xp.exp(z - top)  # max z is taken away first: z − log Σ exp z loses digits with the size of z
+        p *= share / total
         p -= xp.where(labels[:, None] == every, share, 0.0)
         return (p,)
 
     def product(*xs: Array) -> tuple[Array, ...]:
         return (arrays.by_rows(xp, rows, *xs)[0] @ through,)
 
-    whole = (logits, labels, log_total, share * dloss)
+    whole = (logits, labels, top, total, share * dloss)
     return arrays.by_rows(xp, rows, *whole)[0] if through is None else arrays.by_rows(xp, product, *whole, step=128)[0]
 
 
@@ -80,7 +84,9 @@ def contrastive(texts: Array, images: Array, log_scale: Array) -> tuple[Array, A
     Z = exp(log_scale)·texts imagesᵀ; the loss is the mean of the cross-entropies of its rows and of its columns, each
     with the diagonal as labels. The cache's first entry is Z.
     """
-    xp = checks.namespace(texts=texts, images=images, log_scale=log_scale)
+    xp = checks.floats(texts=texts, images=images, log_scale=log_scale)
+    if texts.ndim != 2:
+        raise ValueError(f"texts: shape {tuple(texts.shape)}; it must be (N, k)")
     checks.shape("images", images, tuple(texts.shape))
     checks.shape("log_scale", log_scale, ())
     scale = xp.exp(log_scale)
@@ -94,7 +100,7 @@ def contrastive(texts: Array, images: Array, log_scale: Array) -> tuple[Array, A
 def contrastive_backward(cache: Any, dloss: Any = 1.0) -> tuple[Array, Array, Array]:
     """(∂L/∂texts, ∂L/∂images, ∂L/∂log_scale): dZ = ½(rows' + columns'ᵀ), and Z is its own slope in log_scale."""
     logits, texts, images, scale, text_cache, image_cache = cache
-    xp = checks.namespace(logits=logits)
-    half = 0.5 * dloss
+    xp = checks.floats(cache=logits)
+    half = 0.5 * checks.scalar("dloss", dloss, logits)
     dZ = cross_entropy_backward(text_cache, half) + cross_entropy_backward(image_cache, half).T
     return scale * (dZ @ images), scale * (dZ.T @ texts), xp.sum(dZ * logits)

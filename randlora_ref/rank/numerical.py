@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import checks
 from .factors import Floats, as_float64
 
 
@@ -45,21 +46,29 @@ def spectrum(source: Any, threshold: float | None = None) -> Spectrum:
     """The spectrum of a matrix, nested tuples of factors, or an object with ``factors()``.
 
     ``threshold`` defaults to σ_1·max(out, in)·2⁻⁵², LAPACK's habit for float64. Without the adapter's scaling.
-    Raises ValueError for one that is negative or not finite, and as ``certify_rank`` does for bad factors.
+    A power of two is taken out first, so that no square overflows or vanishes; a σ beyond float64 is infinite.
+    Raises ValueError for a threshold that is negative or not finite, for factors whose product overflows, and as
+    ``certify_rank`` does for bad ones.
     """
-    if threshold is not None and not (math.isfinite(threshold) and threshold >= 0):
-        raise ValueError(f"threshold: {threshold}; it must be finite and at least 0")
+    if threshold is not None:
+        threshold = checks.number("threshold", threshold, least=0.0)
     is_matrix = isinstance(source, np.ndarray)
-    matrix = as_float64(source)
+    with np.errstate(over="ignore", invalid="ignore"):
+        matrix = as_float64(source)
     if not np.isfinite(matrix).all():
         raise ValueError("factors: their product overflows float64; certify_rank decides its rank all the same")
-    values = np.linalg.svd(matrix, compute_uv=False).astype(np.float64)
-    limit = float(values[0]) * max(matrix.shape) * 2.0**-52 if threshold is None else float(threshold)
+    exponent = int(np.frexp(np.max(np.abs(matrix)))[1])
+    values = np.linalg.svd(np.ldexp(matrix, -exponent), compute_uv=False).astype(np.float64)
+    limit = (
+        float(values[0]) * max(matrix.shape) * 2.0**-52 if threshold is None else float(np.ldexp(threshold, -exponent))
+    )
     share = values / values.sum() if values[0] else values
     entropy = -float((share[share > 0] * np.log(share[share > 0])).sum())
+    with np.errstate(over="ignore"):
+        sizes = np.ldexp(values, exponent)
     return Spectrum(
-        values=values,
-        threshold=limit,
+        values=sizes,
+        threshold=float(np.ldexp(limit, exponent)) if threshold is None else threshold,
         rank=int((values > limit).sum()),
         stable_rank=float(((values / values[0]) ** 2).sum()) if values[0] else 0.0,
         effective_rank=math.exp(entropy) if values[0] else 0.0,

@@ -262,7 +262,7 @@ GOOD: dict[str, Any] = {
         ({"bases": rl.Bases(np.ones((2, 2)), np.ones((2, 4, 2)))}, "needs 3 in A"),
         ({"bases": rl.Bases(np.ones((3, 3)), np.ones((2, 4, 3)))}, "bases: rank 3; it must be 2"),
         ({"dialect": "vera"}, "dialect: 'vera'; it must be one of paper, peft"),
-        ({"alpha": float("inf")}, "scaling: inf; it must be a finite number"),
+        ({"alpha": float("inf")}, "alpha: inf; it must be a finite number"),
         ({"order": "fast"}, "order: 'fast'; it must be one of None, merged, thin, termwise"),
     ],
 )
