@@ -129,6 +129,7 @@ def tile(
 
     ``D_max`` is needed by "very_sparse" alone, whose sparsity is √D_max.
     """
+    checks.choice("dtype", dtype, ("float32", "float64"))
     words = philox_words(checks.seed(seed), term, first * rank, last * rank, xp, device)
     real = getattr(xp, dtype)
     if kind == "dense":

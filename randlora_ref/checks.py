@@ -16,7 +16,7 @@ merge, ``delta_weight``)            integers; else                         than 
 ``nn`` (all of it), the models,     refused              yes               ids, labels and masks: integers of any width
 ``optim``                                                                  in native byte order, unsigned too
 ``certify_rank``, ``spectrum``      yes                  yes               integers; no complex numbers
-``draw_bases``, ``tile``            by the adapters      yes               PEFT's draws: bfloat16 or float16, held wider
+``draw_bases``, ``tile``            refused              yes               PEFT's draws in bfloat16 or float16, held wider
 ==================================  ===================  ================  ============================================
 
 Refused everywhere: subclasses of NumPy's array but ``memmap`` (a matrix multiplies otherwise, a masked array hides
@@ -117,19 +117,18 @@ def finite(xp: arrays.Namespace, *, why: Mapping[str, str] = MappingProxyType({}
         raise ValueError(f"{name}: holds NaN or infinity; it must be finite{why.get(name, '')}")
 
 
-def linear(
-    shape_: tuple[int, int], *, half: bool = False, x: Array, weight: Array, bias: Array | None = None,
-    dropout_mask: Array | None = None, adapter: Array | None = None,
-) -> arrays.Namespace:  # fmt: skip
-    """The namespace of a linear layer's arguments, once they fit ``shape_`` (out, in) and an adapter's array."""
-    xp = floats(half=half, adapter=adapter, x=x, weight=weight, bias=bias, dropout_mask=dropout_mask)
-    if x.ndim < 1 or x.shape[-1] != shape_[1]:
-        raise ValueError(f"x: shape {tuple(x.shape)}; it must be (…, {shape_[1]}), in_features last")
-    shape("weight", weight, shape_)
-    if bias is not None:
-        shape("bias", bias, shape_[:1])
-    if dropout_mask is not None:
-        shape("dropout_mask", dropout_mask, tuple(x.shape))
+def linear(size: tuple[int, int], *, half: bool = False, x: Array, weight: Array, **beside: Array) -> arrays.Namespace:
+    """The namespace of a linear layer's arguments, once they fit its (out, in) ``size``.
+
+    ``beside``: ``bias``, ``dropout_mask`` and the adapter's array ``adapter``, or None.
+    """
+    xp = floats(half=half, adapter=beside.pop("adapter", None), x=x, weight=weight, **beside)
+    if x.ndim < 1 or x.shape[-1] != size[1]:
+        raise ValueError(f"x: shape {tuple(x.shape)}; it must be (…, {size[1]}), in_features last")
+    expected = {"weight": size, "bias": size[:1], "dropout_mask": tuple(x.shape)}
+    for name, array in {"weight": weight, **beside}.items():
+        if array is not None:
+            shape(name, array, expected[name])
     return xp
 
 

@@ -1,10 +1,11 @@
-"""Adapters: one protocol, one file a method. Each is a pure layer with a hand-written backward pass."""
+"""Adapters: one base, one file a method. Each is a pure layer with a hand-written backward pass."""
 
 from .ablations import RandLoRAa, randlora_b
+from .base import Cache, Factors
+from .base import LinearAdapter as Adapter
 from .full import FullFineTuning, FullGrads
 from .lora import LoRA, LoRAGrads
 from .nola import NoLA, NoLAGrads
-from .protocol import Adapter, Factors
 from .randlora import Grads, RandLoRA, contraction_costs
 from .vera import VeRA, VeRAGrads, vera_bases
 

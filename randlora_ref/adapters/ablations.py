@@ -18,8 +18,7 @@ import numpy as np
 from .. import arrays, checks
 from ..dialects import Dialect, get_dialect
 from ..spec import number_of_terms, sides
-from .base import LowRank, options, uniform
-from .protocol import Factors
+from .base import Factors, LowRank, options, uniform
 from .randlora import Grads, RandLoRA
 
 Array = Any

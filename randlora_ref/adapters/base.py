@@ -15,9 +15,9 @@ import numpy as np
 
 from .. import arrays, checks
 from ..bases import WORDS_AT_A_TIME, tile
-from .protocol import Factors
 
 Array = Any
+Factors = tuple[tuple[Any, ...], ...]
 
 
 class Cache(NamedTuple):
@@ -32,7 +32,7 @@ class Cache(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LinearAdapter(ABC):
-    """An update ΔW of a frozen weight (out, in): the part of ``Adapter`` that does not depend on the method."""
+    """An update ΔW of a frozen weight W0 (out, in), with learned values of its own. Nothing is changed in place."""
 
     LEARNED: ClassVar[tuple[str, ...]]  # the names of the learned arrays
     GRADS: ClassVar[Callable[..., Any]]  # a named tuple: their gradients, then weight and bias

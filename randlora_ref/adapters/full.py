@@ -11,8 +11,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from .. import checks
-from .base import LinearAdapter, options
-from .protocol import Factors
+from .base import Factors, LinearAdapter, options
 
 Array = Any
 

@@ -11,8 +11,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from .. import checks
-from .base import LowRank, options, uniform
-from .protocol import Factors
+from .base import Factors, LowRank, options, uniform
 
 Array = Any
 

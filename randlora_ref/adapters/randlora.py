@@ -20,8 +20,7 @@ from .. import arrays, checks
 from ..bases import Bases, Kind, draw_bases
 from ..dialects import Dialect, get_dialect
 from ..spec import sides
-from .base import LinearAdapter, options
-from .protocol import Factors
+from .base import Factors, LinearAdapter, options
 
 Array = Any
 Order = Literal["merged", "thin", "termwise"]

@@ -12,8 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from .. import arrays, checks
-from .base import LinearAdapter, options, uniform
-from .protocol import Factors
+from .base import Factors, LinearAdapter, options, uniform
 
 Array = Any
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import arrays, checks
-from ..adapters.protocol import Adapter
+from ..adapters.base import LinearAdapter as Adapter
 from .activation import KINDS, activation, activation_backward, gated, gated_backward
 from .attention import attention, attention_backward
 from .linear import linear, linear_backward
@@ -80,6 +80,10 @@ def block(
         y, caches[role] = linear(x, *parameters[role], adapters.get(role))
         return y
 
+    if x.ndim != 3 or x.shape[-1] != spec.width:
+        raise ValueError(f"x: shape {tuple(x.shape)}; it must be (B, T, {spec.width})")
+    for role, shape in spec.shapes().items():
+        checks.shape(f"parameters[{role!r}]", parameters[role][0], shape)
     norm = layer_norm if spec.centred else rms_norm
     inner, caches["norm1"] = norm(x, *parameters["norm1"], spec.eps)
     if spec.fused:

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from .. import arrays, checks
-from ..adapters.protocol import Adapter
+from ..adapters.base import LinearAdapter as Adapter
 
 Array = Any
 
