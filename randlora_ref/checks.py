@@ -16,7 +16,7 @@ merge, ``delta_weight``)            integers; else                         than 
 ``nn`` (all of it), the models,     refused              yes               ids, labels and masks: integers of any width
 ``optim``                                                                  in native byte order, unsigned too
 ``certify_rank``, ``spectrum``      yes                  yes               integers; no complex numbers
-``draw_bases``, ``tile``            refused              yes               PEFT's draws in bfloat16 or float16, held wider
+``draw_bases``, ``tile``            refused              yes               PEFT's bfloat16 or float16 draws, held wider
 ==================================  ===================  ================  ============================================
 
 Refused everywhere: subclasses of NumPy's array but ``memmap`` (a matrix multiplies otherwise, a masked array hides

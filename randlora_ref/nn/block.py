@@ -80,9 +80,11 @@ def block(
         y, caches[role] = linear(x, *parameters[role], adapters.get(role))
         return y
 
+    shapes = spec.shapes()
+    checks.floats(x=x, **{f"parameters[{role!r}]": parameters[role][0] for role in shapes})
     if x.ndim != 3 or x.shape[-1] != spec.width:
         raise ValueError(f"x: shape {tuple(x.shape)}; it must be (B, T, {spec.width})")
-    for role, shape in spec.shapes().items():
+    for role, shape in shapes.items():
         checks.shape(f"parameters[{role!r}]", parameters[role][0], shape)
     norm = layer_norm if spec.centred else rms_norm
     inner, caches["norm1"] = norm(x, *parameters["norm1"], spec.eps)
