@@ -117,8 +117,8 @@ def faults() -> dict[str, tuple[str, Any, str, Any]]:
         "K off in the tenth digit": (real, RandLoRA, "_K", lambda self, xp: K(self, xp) * (1 + 1e-10)),
         "K not finite": (exact, RandLoRA, "_K", lambda self, xp: K(self, xp) + float("nan")),
         "Philox one word late": ("Philox", audit.prng, "philox_words", one_late),
-        "literal pairing crossed": (exact, spec, "term_basis", lambda B, j, pairing: basis(B, j, "crossed")),
-        "the spec's dΛ without Γ": ("spec: every gradient", spec, "pullback", lambda_without_gamma),
+        "literal pairing crossed": (exact, spec.update, "term_basis", lambda B, j, pairing: basis(B, j, "crossed")),
+        "the spec's dΛ without Γ": ("spec: every gradient", spec.update, "pullback", lambda_without_gamma),
         "a layer that raises": ("layer: stopped by", RandLoRA, "_order", None),
     }
 

@@ -259,11 +259,24 @@ def pullback(
 ) -> tuple[Array, Array]:
     """(∂L/∂Λ, ∂L/∂Γ) of shapes (n, r) and (n, d), from G = ∂L/∂ΔW (out, in).
 
-        ∂L/∂Λ_j[k] = s·Σ_{o,i} B_j[o, k] G[o, i] A[k, i] Γ_j[i]
-        ∂L/∂Γ_j[i] = s·Σ_{o,k} B_j[o, k] Λ_j[k] A[k, i] G[o, i]
+    G is what makes dL = ⟨G, dΔW⟩ = Σ_{o,i} G[o, i] dΔW[o, i] for every small change dΔW. For out >= in,
 
-    Both are read off P_j = (B_jᵀ G) ∘ A, of shape (r, d): P_j Γ_j's diagonal, and Λ_j's diagonal times P_j.
-    Both are linear in G, and neither depends on W0. At Λ = 0 the second is exactly zero.
+        ΔW[o, i]  = s·Σ_j Σ_k B_j[o, k] Λ_j[k] A[k, i] Γ_j[i],
+        dΔW[o, i] = s·Σ_j Σ_k B_j[o, k] A[k, i] (dΛ_j[k] Γ_j[i] + Λ_j[k] dΓ_j[i])            (product rule).
+
+    Put into dL, the sums over o and i are taken first, and what is left beside each change is its gradient:
+
+        dL = Σ_{j,k} dΛ_j[k] · s·Σ_{o,i} B_j[o, k] G[o, i] A[k, i] Γ_j[i]
+           + Σ_{j,i} dΓ_j[i] · s·Σ_{o,k} B_j[o, k] G[o, i] A[k, i] Λ_j[k],
+
+        ∂L/∂Λ_j[k] = s·Σ_i P_j[k, i] Γ_j[i],    ∂L/∂Γ_j[i] = s·Σ_k Λ_j[k] P_j[k, i],
+
+    with what the two share, P_j[k, i] = Σ_o B_j[o, k] G[o, i] A[k, i], that is P_j = (B_jᵀ G) ∘ A (r, d). As
+    matrices: the diagonals of s·B_jᵀ G Γ_j Aᵀ and of s·Aᵀ Λ_j B_jᵀ G. For out < in, ΔW is the transpose of the sum,
+    ⟨G, dΔW⟩ = ⟨Gᵀ, dΔWᵀ⟩, and Gᵀ takes G's place. Crossed, another basis takes B_j's (``term_basis``).
+
+    Both are linear in G, and neither depends on W0. At Λ = 0 the second is exactly zero. And Σ_k Λ_j[k] ∂L/∂Λ_j[k]
+    = Σ_i Γ_j[i] ∂L/∂Γ_j[i] for every term: both are s·Λ_jᵀ P_j Γ_j, for (c·Λ_j, Γ_j/c) is the same ΔW.
     """
     n = lambda_.shape[0]
     A, B = layer_bases(A, B, n, G.shape)

@@ -43,9 +43,17 @@ def update_by_index(case: dict[str, Any]) -> np.ndarray[Any, Any]:
 
 def test_the_worked_examples_are_right() -> None:
     """Both examples of the docstring, which were worked out by hand."""
-    outcome = doctest.testmod(spec)
+    outcome = doctest.testmod(spec.update)
     assert outcome.attempted >= 10
     assert outcome.failed == 0
+
+
+def test_the_package_has_every_name_of_its_modules() -> None:
+    """What was one module once is found under ``spec`` itself."""
+    names = "Array CountRule Gradients Pairing SPEC_VERSION backward delta_weight delta_weight_khatri_rao forward "
+    names += "khatri_rao layer_bases number_of_terms pullback rows sides term_basis weight_cotangent"
+    for name in names.split():
+        assert getattr(spec, name) is getattr(spec.update, name), name
 
 
 def test_first_example_by_hand() -> None:
