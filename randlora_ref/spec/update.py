@@ -2,8 +2,9 @@
 
     ΔW = Σ_{j=1..n} B_j Λ_j A Γ_j                                                          (Eq. 4)
 
-Read this file first. It is slow and plain on purpose: loops where the paper has sums, no shortcuts. The
-fast code of the package is tested against it, and nothing here is tested against the fast code.
+Read this file first, then ``block.py``, which puts the layer into a transformer block. Both are slow and plain
+on purpose: loops where the paper has sums, no shortcuts. The fast code of the package is tested against them,
+and nothing here is tested against the fast code.
 
 Glossary
 --------

@@ -49,11 +49,14 @@ def test_the_worked_examples_are_right() -> None:
 
 
 def test_the_package_has_every_name_of_its_modules() -> None:
-    """What was one module once is found under ``spec`` itself."""
+    """What was one module once, and what was added, is found under ``spec`` itself."""
     names = "Array CountRule Gradients Pairing SPEC_VERSION backward delta_weight delta_weight_khatri_rao forward "
     names += "khatri_rao layer_bases number_of_terms pullback rows sides term_basis weight_cotangent"
     for name in names.split():
         assert getattr(spec, name) is getattr(spec.update, name), name
+    for name in (name for name in vars(spec.block) if not name.startswith("_")):
+        assert getattr(spec, name) is getattr(spec.block, name), name
+    assert spec.forward is not spec.block_forward
 
 
 def test_first_example_by_hand() -> None:
