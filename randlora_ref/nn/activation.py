@@ -54,14 +54,15 @@ def _within(xp: Any, x: Array, far: float) -> Array:
     return xp.clip(x, -far, far) if size is x else xp.where(size < -far, -far, xp.where(size > far, far, x))
 
 
-def _erf(xp: Any, x: Array) -> tuple[Array, Array]:
+def _right(xp: Any, x: Array) -> Array:
+    """1 where the real part of ``x`` is not negative, else 0, real and of its precision."""
+    return arrays.astype(xp, arrays.real(xp, x) >= 0, getattr(xp, checks.precision("x", x)))
+
+
+def _erf_parts(xp: Any, x: Array, sign: Array) -> tuple[Array, Array, Array, Array]:
+    """Of a = |x| = x·sign: erf(a) where a < 1, erfc(a) beyond, each right to its last places there; a, exp(−a²)."""
     near, tail = _ERF[checks.precision("x", x)]
-    far = _FAR[checks.precision("x", x)]
-    sign = arrays.astype(xp, arrays.real(xp, x) >= 0, getattr(xp, checks.precision("x", x)))
-    sign *= 2
-    sign -= 1
-    a = _within(xp, x * sign, far)
-    size = arrays.real(xp, a)
+    a = _within(xp, x * sign, _FAR[checks.precision("x", x)])
     z = a * a
     decay = xp.exp(-z)
     inside = _polynomial(z, near)
@@ -69,6 +70,12 @@ def _erf(xp: Any, x: Array) -> tuple[Array, Array]:
     inside += a
     outside = _polynomial(1 / (a + 2), tail)
     outside *= decay
+    return inside, outside, arrays.real(xp, a), decay
+
+
+def _erf(xp: Any, x: Array) -> tuple[Array, Array]:
+    sign = 2 * _right(xp, x) - 1
+    inside, outside, size, decay = _erf_parts(xp, x, sign)
     value = xp.where(size < 1, inside, 1 - outside)
     value *= sign
     return value, decay
@@ -89,60 +96,52 @@ def _elementwise(f: Callable[[Any, Array], tuple[Array, Array]], xp: Any, x: Arr
 
 
 def _gelu(xp: Any, x: Array) -> tuple[Array, Array]:
-    """f′ = Φ(x) + x·φ(x), with φ(x) = exp(−x²/2)/√(2π)."""
-    error, decay = _erf(xp, x * math.sqrt(0.5))
-    error += 1.0
-    error *= 0.5
-    decay *= x
-    decay *= 1 / math.sqrt(2 * math.pi)
-    decay += error
-    return x * error, decay
+    """f′ = Φ(x) + x·φ(x), with φ(x) = exp(−x²/2)/√(2π). Far to the left Φ is ½erfc(|x|/√2), which cancels nothing."""
+    right = _right(xp, x)
+    sign = 2 * right - 1
+    inside, outside, size, phi = _erf_parts(xp, x * math.sqrt(0.5), sign)
+    inside *= sign
+    inside += 1
+    outside += right * (2 - 2 * outside)
+    half = xp.where(size < 1, inside, outside)
+    half *= 0.5
+    phi *= 1 / math.sqrt(2 * math.pi)
+    phi *= x
+    phi += half
+    return x * half, phi
 
 
-def _gelu_tanh(xp: Any, x: Array) -> tuple[Array, Array]:
-    """f′ = ½(1 + t) + ½x(1 − t²)·u′, with t = tanh u and u′ = √(2/π)(1 + 3·0.044715x²)."""
-    c = math.sqrt(2 / math.pi)
-    near = _within(xp, x, 10.0)  # beyond, tanh u is ±1 to the last place, and x² may overflow
-    z = near * near
-    z *= 0.044715 * c
-    t = z + c
-    t *= near
-    t = xp.tanh(t)
-    half = 0.5 * t
-    half += 0.5
-    z *= 3
-    z += c
-    slope = 1 - t  # ½x(1 − t²)u′ = x·half·(1 − t)·u′
-    slope *= z
-    value = x * half
-    slope *= value
-    slope += half
-    return value, slope
+def _gate(c: float, a: float, far: float) -> Callable[[Any, Array], tuple[Array, Array]]:
+    """x·σ(u) with u = c(x + ax³), and σ + x·σ(1 − σ)·u′. With e = exp(−|u|), σ is 1/(1 + e) or e/(1 + e).
 
-
-def _sigmoid_gate(k: float) -> Callable[[Any, Array], tuple[Array, Array]]:
-    """x·σ(kx), and σ + kx·σ(1 − σ). With e = exp(−|kx|), σ is 1/(1 + e) or e/(1 + e), so nothing overflows."""
+    Beyond ±``far`` e is zero, so u stays there, and nothing overflows. (½(1 + tanh u) = σ(2u).)
+    """
 
     def f(xp: Any, x: Array) -> tuple[Array, Array]:
-        z = _within(xp, x, 800.0) * k  # beyond, e is zero, and kx may overflow
-        positive = arrays.real(xp, z) >= 0
-        e = xp.exp(z * (1.0 - 2.0 * arrays.astype(xp, positive, getattr(xp, checks.precision("x", x)))))
-        inverse = 1 / (1 + e)
-        e *= inverse
-        z *= e
-        z *= inverse
-        sigma = xp.where(positive, inverse, e)
-        z += sigma
-        return x * sigma, z
+        near = _within(xp, x, far)
+        z = near * near * (c * a) if a else 0.0
+        u = near * (z + c)
+        right = _right(xp, u)
+        e = xp.exp(u * (1 - 2 * right))
+        large = 1 / (1 + e)  # σ(|u|)
+        e *= large  # σ(−|u|)
+        sigma = large - e
+        sigma *= right
+        sigma += e
+        e *= large
+        e *= near
+        e *= 3 * z + c
+        e += sigma
+        return x * sigma, e
 
     return f
 
 
 KINDS: dict[str, Callable[[Any, Array], tuple[Array, Array]]] = {
     "gelu": _gelu,
-    "gelu_tanh": _gelu_tanh,
-    "quick_gelu": _sigmoid_gate(1.702),
-    "silu": _sigmoid_gate(1.0),
+    "gelu_tanh": _gate(2 * math.sqrt(2 / math.pi), 0.044715, 22.0),
+    "quick_gelu": _gate(1.702, 0.0, 800.0),
+    "silu": _gate(1.0, 0.0, 800.0),
 }
 
 
