@@ -254,6 +254,7 @@ def seen(module: Any) -> bool:
         return any(not ratio <= 1 for ratio in ratios(module))
 
 
+@pytest.mark.slow
 def test_what_is_not_broken_passes() -> None:
     """The source as it is, taken the same way, passes all that the faults must fail."""
     assert not seen(broken("a transformer block", "one transformer block"))
