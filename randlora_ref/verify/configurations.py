@@ -1,0 +1,172 @@
+"""Whole configurations, drawn by whoever chooses: hypothesis in the tests, a seeded generator in the audit.
+
+A configuration is plain data, sizes and choices and a seed; ``build`` makes its arrays. ``Choose`` picks one of a
+sequence, so that the first of each is the plainest and hypothesis shrinks towards it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from .. import arrays, nn
+from ..adapters import Adapter, FullFineTuning, LoRA, NoLA, RandLoRA, RandLoRAa, VeRA, randlora_b
+from ..adapters.randlora import ORDERS
+from ..bases import Bases
+
+Array = Any
+Choose = Callable[[Sequence[Any]], Any]
+SEEDS = range(2**16)
+METHODS: dict[str, Callable[..., Any]] = {
+    "randlora": RandLoRA.start,
+    "lora": LoRA.start,
+    "vera": VeRA.start,
+    "nola": lambda *shape, **options: NoLA.start(*shape, num_bases=3, **options),
+    "full": lambda out, in_, rank, seed, dtype: FullFineTuning.start(out, in_, dtype=dtype),
+    "randlora_a": RandLoRAa.start,
+    "randlora_b": randlora_b,
+}
+
+
+def generator(rng: np.random.Generator) -> Choose:
+    """Choices of a seeded generator."""
+    return lambda options: options[int(rng.integers(len(options)))]
+
+
+class Backend(NamedTuple):
+    """An array library and a device."""
+
+    xp: Any
+    device: Any = None
+
+    def array(self, x: Array, dtype: str) -> Array:
+        """A host array brought here in ``dtype``; None stays None."""
+        return None if x is None else arrays.from_numpy(self.xp, np.asarray(x, dtype), self.device)
+
+
+HOST = Backend(np)
+
+
+class Chosen(NamedTuple):
+    """One adapter: its method and what it is started with; ``start``: as training starts, else learned values drawn."""
+
+    method: str
+    rank: int
+    start: bool
+    seed: int
+    options: Mapping[str, Any]
+    order: Any = None
+
+    def adapter(self, shape: tuple[int, int]) -> Adapter:
+        """The adapter of a layer of ``shape`` (out, in), on the host in float64."""
+        options = dict(self.options)
+        if min(shape) * (self.rank // 2 if self.method == "randlora_b" else self.rank) == 1 and "dialect" in options:
+            options["dialect"] = "paper"  # PEFT's A of a single number has no deviation
+        made: Any = METHODS[self.method](*shape, self.rank, seed=self.seed, dtype="float64", **options)
+        if self.order is not None:
+            made = replace(made, order=self.order)
+        if self.start:
+            return cast(Adapter, made)
+        rng = np.random.default_rng(self.seed)
+        learned = {name: 0.5 * rng.standard_normal(getattr(made, name).shape) for name in made.LEARNED}
+        return cast(Adapter, made.replace(**learned))
+
+
+def draw_adapter(choose: Choose) -> Chosen:
+    """RandLoRA under each dialect that runs, kind of basis and order of contraction, and every other method."""
+    method = choose(("randlora", *METHODS))
+    options: dict[str, Any] = {}
+    if method.startswith("randlora") and method != "randlora_a":
+        options = {"dialect": choose(("paper", "peft")), "alpha": 2.0, "kind": "dense"}
+        if options["dialect"] == "paper":  # small sparse draws of PEFT's are often NaN
+            options["kind"] = choose(("dense", "sparse", "very_sparse", 3))
+    rank, start = choose((2, 3, 4) if method == "randlora_b" else (1, 2, 3, 5)), choose((False, True))
+    return Chosen(method, rank, start, choose(SEEDS), options, choose((None, *ORDERS)) if "kind" in options else None)
+
+
+def brought(adapter: Adapter, backend: Backend, dtype: str) -> Adapter:
+    """The adapter with its arrays on ``backend`` in ``dtype``."""
+
+    def bring(value: Any) -> Any:
+        if isinstance(value, Bases):
+            return Bases(bring(value.A), bring(value.B))
+        return backend.array(value, dtype) if isinstance(value, np.ndarray) else value
+
+    own = {one.name: bring(getattr(adapter, one.name)) for one in fields(adapter) if one.init}
+    return type(adapter)(**own)
+
+
+@dataclass(frozen=True)
+class BlockCase:
+    """A block of any kind: ``adapters`` by role, any subset; padding ``mask`` (batch, size) or None."""
+
+    spec: nn.BlockSpec
+    batch: int
+    size: int
+    causal: bool
+    mask: tuple[tuple[int, ...], ...] | None
+    rotary: tuple[float, Mapping[str, Any] | None] | None  # θ and its scaling
+    adapters: Mapping[str, Chosen]
+    seed: int
+
+
+ROPE = (None, {"rope_type": "linear", "factor": 3.0}, {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+})  # fmt: skip
+
+
+def draw_mask(choose: Choose, batch: int, size: int) -> tuple[tuple[int, ...], ...] | None:
+    """No padding, or padding on the right, on the left, anywhere, or everywhere in a row."""
+    where = choose(("none", "right", "left", "anywhere"))
+    if where == "none":
+        return None
+    lengths = [choose(range(size, -1, -1)) for _ in range(batch)]
+    rows = [[1] * length + [0] * (size - length) for length in lengths]
+    if where == "anywhere":
+        rows = [[choose((1, 0)) for _ in range(size)] for _ in range(batch)]
+    return tuple(tuple(row[::-1] if where == "left" else row) for row in rows)
+
+
+def draw_block(choose: Choose) -> BlockCase:
+    """Any ``BlockSpec``: sizes apart from each other, both norms, four activations, fused, grouped, gated, biases."""
+    rotary = (choose((10000.0, 7.5)), choose(ROPE)) if choose((False, True)) else None
+    fused, heads = choose((False, True)), choose((1, 2, 4, 6))
+    key_heads = heads if fused else choose([k for k in range(heads, 0, -1) if heads % k == 0])
+    centred, gated = choose((True, False)), choose((False, True))
+    sizes = choose(range(3, 9)), choose((4, 1, 7, 10)), heads, key_heads, choose((2, 4) if rotary else (3, 1, 2, 4))
+    choices = choose((1e-5, 1e-12, 0.5)), choose(("gelu_tanh", "gelu", "quick_gelu", "silu"))
+    options = {"centred": centred, "fused": fused, "gated": gated}
+    bare = nn.BlockSpec(*sizes, *choices, **options)
+    biases = frozenset(role for role in ("norm1", "norm2", *bare.shapes()) if choose((False, True)))
+    batch, size = choose((2, 1, 3)), choose((3, 1, 2, 5))
+    adapters = {role: draw_adapter(choose) for role in bare.shapes() if choose((True, False))}
+    return BlockCase(
+        replace(bare, biases=biases), batch, size, choose((False, True)), draw_mask(choose, batch, size), rotary,
+        adapters, choose(SEEDS),
+    )  # fmt: skip
+
+
+class Block(NamedTuple):
+    """A block's arrays on the host, float64: weight and bias by role, adapters by role, x, dy (B, T, k), the mask."""
+
+    parameters: dict[str, tuple[Array, Array | None]]
+    adapters: dict[str, Adapter]
+    x: Array
+    dy: Array
+    mask: Array | None
+
+
+def build_block(case: BlockCase) -> Block:
+    """The arrays of a block, of entries of order one, so that no part of it is small beside another."""
+    rng, shapes = np.random.default_rng(case.seed), case.spec.shapes()
+    parameters = {}
+    for role, shape in ({"norm1": (case.spec.width,), "norm2": (case.spec.width,)} | shapes).items():
+        weight = (
+            rng.standard_normal(shape) / shape[-1] ** 0.5 if role in shapes else 1 + 0.3 * rng.standard_normal(shape)
+        )
+        parameters[role] = weight, rng.standard_normal(shape[:1]) if role in case.spec.biases else None
+    x, dy = (rng.standard_normal((case.batch, case.size, case.spec.width)) for _ in range(2))
+    adapters = {role: one.adapter(shapes[role]) for role, one in case.adapters.items()}
+    return Block(parameters, adapters, x, dy, None if case.mask is None else np.array(case.mask))

@@ -1,0 +1,71 @@
+"""``nn`` and the block over drawn configurations: every property of ``verify``, on every array library."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from strategies import drawn
+
+from randlora_ref.verify import block, functions, points
+from randlora_ref.verify.configurations import HOST, SEEDS, Backend, Choose, draw_block
+
+
+def at(name: str) -> Any:
+    """A function of ``nn`` at a drawn point."""
+
+    def draw(choose: Choose) -> points.Point:
+        rng = np.random.default_rng(choose(SEEDS))
+        return functions.FUNCTIONS[name](choose, rng)
+
+    return drawn(draw)
+
+
+def holds(one: points.Property, subject: Any, backend: Backend = HOST) -> None:
+    figure = one.figure(subject, backend)
+    assert 0 <= figure <= one.limit, f"{one.name}: {figure} <= {one.limit} ({one.formula})"
+
+
+@pytest.mark.parametrize("name", functions.FUNCTIONS)
+def test_functions(name: str) -> None:
+    """Each function of ``nn`` equals its specification, in value and gradient; the rest of its properties."""
+
+    @given(at(name))
+    def check(point: points.Point) -> None:
+        for one in (*points.PROPERTIES, points.STEP):
+            holds(one, point)
+
+    check()
+
+
+@given(drawn(draw_block))
+def test_blocks(case: Any) -> None:
+    """A block of any kind, any subset of its layers adapted by any method, equals ``spec.block``."""
+    point = block.point(case)
+    for one in (*points.PROPERTIES, points.DRAWN_STEP):
+        holds(one, point)
+
+
+@given(drawn(draw_block))
+def test_what_changes_nothing_in_a_block(case: Any) -> None:
+    """Batch, padding, later tokens, merging, one more adapter at its start, laws of ΔW."""
+    for one in block.INVARIANCES:
+        holds(one, case)
+
+
+@pytest.mark.parametrize("name", [*functions.FUNCTIONS, "block"])
+def test_every_array_library(library: Any, name: str) -> None:
+    """The same values and gradients on every library and device, in float64 and float32, on read-only arrays."""
+    backend = Backend(library.xp, library.device)
+    subject = drawn(lambda choose: block.point(draw_block(choose))) if name == "block" else at(name)
+
+    @settings(max_examples=10)
+    @given(subject)
+    def check(point: points.Point) -> None:
+        read_only = {key: x.copy() for key, x in point.values.items()}
+        for x in read_only.values():
+            x.setflags(write=False)
+        for one in points.PROPERTIES:
+            holds(one, point._replace(values=read_only), backend)
+
+    check()
