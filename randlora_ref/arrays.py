@@ -114,6 +114,17 @@ def concat(xp: Namespace, parts: list[Array], axis: int) -> Array:
     return xp.concat(parts, axis=axis) if hasattr(xp, "concat") else xp.concatenate(parts, axis=axis)
 
 
+def where(xp: Namespace, condition: Array, x: Array, y: Array) -> Array:
+    """``x`` where ``condition`` holds, else ``y``; one of the two may be a number, which takes the other's dtype.
+
+    The array API standard takes numbers since 2024.12 alone. NumPy and CuPy always have, without a copy to the device.
+    """
+    like = x if hasattr(x, "dtype") else y
+    if xp is not np and hasattr(like, "__array_namespace__"):  # CuPy's arrays have none
+        x, y = (v if hasattr(v, "dtype") else xp.asarray(v, dtype=like.dtype, **on(device_of(like))) for v in (x, y))
+    return xp.where(condition, x, y)
+
+
 def real(xp: Namespace, x: Array) -> Array:
     """The real part; ``x`` itself if it is real already (array-api-strict refuses that)."""
     return xp.real(x) if dtype_name(x) in REAL_PART else x

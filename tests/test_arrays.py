@@ -24,6 +24,24 @@ def test_helpers_agree_with_numpy(library: Any) -> None:
     assert checks.namespace(x=x, nothing=None) is xp
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex128", "int64"])
+def test_where_takes_a_number_in_either_place(library: Any, dtype: str) -> None:
+    """Also beside a scalar, as NumPy's sums over all axes are; the array beside the number gives the dtype."""
+    xp, x = library.xp, library.array(np.array([1, 2, 3], dtype=dtype))
+    condition = library.array(np.array([True, False, True]))
+    total = xp.sum(x)
+    for chosen, first, second, expected in [
+        (condition, 7, x, [7, 2, 7]),
+        (condition, x, 7, [1, 7, 3]),
+        (condition, x, 2 * x, [1, 4, 3]),
+        (total == 6, 7, total, 7),
+        (total == 0, total, 7, 7),
+    ]:
+        got = library.host(arrays.where(xp, chosen, first, second))
+        assert got.dtype == dtype
+        assert got.tolist() == expected
+
+
 def test_check_finite_names_the_argument(library: Any) -> None:
     """The first that holds NaN or infinity."""
     good, bad = library.array(np.ones(3)), library.array(np.array([1.0, np.nan, 2.0]))

@@ -51,7 +51,9 @@ def _polynomial(t: Array, coefficients: tuple[float, ...]) -> Array:
 def _within(xp: Any, x: Array, far: float) -> Array:
     """``x`` where its real part is within ±far, else ±far."""
     size = arrays.real(xp, x)
-    return xp.clip(x, -far, far) if size is x else xp.where(size < -far, -far, xp.where(size > far, far, x))
+    if size is x:
+        return xp.clip(x, -far, far)
+    return arrays.where(xp, size < -far, -far, arrays.where(xp, size > far, far, x))
 
 
 def _right(xp: Any, x: Array) -> Array:

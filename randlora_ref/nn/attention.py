@@ -47,7 +47,7 @@ def additive_mask(like: Array, size: int, *, causal: bool = False, mask: Array |
     if seen is None:
         return None
     zero = xp.zeros((), dtype=getattr(xp, checks.precision("like", like)), **arrays.on(arrays.device_of(like)))
-    return xp.where(seen, zero, -math.inf)
+    return arrays.where(xp, seen, zero, -math.inf)
 
 
 def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> tuple[Array, AttentionCache]:
@@ -77,10 +77,10 @@ def softmax(xp: Any, scores: Array, mask: Array | None) -> Array:
     if mask is not None:
         scores += mask
     top = xp.max(arrays.real(xp, scores), axis=-1, keepdims=True)
-    scores -= xp.where(top == -math.inf, 0.0, top)
+    scores -= arrays.where(xp, top == -math.inf, 0.0, top)
     weights = xp.exp(scores)
     total = xp.sum(weights, axis=-1, keepdims=True)
-    weights /= xp.where(total == 0, 1.0, total)
+    weights /= arrays.where(xp, total == 0, 1.0, total)
     return weights
 
 

@@ -38,13 +38,13 @@ def embedding_backward(dy: Array, cache: Any) -> Array:
     step = 1
     while step < count:
         same = (ids[step:] == ids[:-step])[:, None]
-        rows = arrays.concat(xp, [rows[:-step, :] + xp.where(same, rows[step:, :], 0.0), rows[-step:, :]], 0)
+        rows = arrays.concat(xp, [rows[:-step, :] + arrays.where(xp, same, rows[step:, :], 0.0), rows[-step:, :]], 0)
         step *= 2
     every = xp.arange(size, dtype=ids.dtype, **arrays.on(arrays.device_of(ids)))
     first = xp.searchsorted(ids, every)
-    first = xp.where(first < count, first, count - 1)
+    first = arrays.where(xp, first < count, first, count - 1)
     present = (xp.take(ids, first) == every)[:, None]
-    return xp.where(present, xp.take(rows, first, axis=0), 0.0)
+    return arrays.where(xp, present, xp.take(rows, first, axis=0), 0.0)
 
 
 def patches(pixels: Array, size: int) -> tuple[Array, tuple[Array, int]]:

@@ -47,11 +47,11 @@ def cross_entropy(
 
     top, total = arrays.by_rows(xp, rows, logits)
     counts = labels != ignored
-    place = xp.arange(count, dtype=xp.int64, **device) * size + xp.where(counts, labels, 0)
+    place = xp.arange(count, dtype=xp.int64, **device) * size + arrays.where(xp, counts, labels, 0)
     chosen = xp.take(xp.reshape(logits, (-1,)), place)
     weight = arrays.astype(xp, counts, getattr(xp, checks.precision("logits", logits)))
     counted = xp.sum(weight)
-    share = weight / xp.where(counted == 0, 1.0, counted)
+    share = weight / arrays.where(xp, counted == 0, 1.0, counted)
     losses = xp.log(total[:, 0]) + (top[:, 0] - chosen)
     return xp.sum(share * losses), LossCache(logits, labels, top, total, share[:, None])
 
@@ -68,7 +68,7 @@ def cross_entropy_backward(cache: LossCache, dloss: Any = 1.0, *, through: Array
     def rows(z: Array, labels: Array, top: Array, total: Array, share: Array) -> tuple[Array, ...]:
         p = xp.exp(z - top)  # max z is taken away first: z − log Σ exp z loses digits with the size of z
         p *= share / total
-        p -= xp.where(labels[:, None] == every, share, 0.0)
+        p -= arrays.where(xp, labels[:, None] == every, share, 0.0)
         return (p,)
 
     def product(*xs: Array) -> tuple[Array, ...]:

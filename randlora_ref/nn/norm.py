@@ -97,7 +97,7 @@ def normalize(x: Array) -> tuple[Array, Any]:
     m = largest(xp, x, 0.0)
     c = x / m
     length = xp.sqrt(xp.sum(c * c, axis=-1, keepdims=True))
-    length = xp.where(length == 0, 1.0, length)
+    length = arrays.where(xp, length == 0, 1.0, length)
     y = c / length
     return y, (y, length, m)
 
@@ -105,8 +105,8 @@ def normalize(x: Array) -> tuple[Array, Any]:
 def largest(xp: Any, x: Array, least: float) -> Array:
     """max|Re x| over the last axis (…, 1), at least ``least``; 1 where that is 0."""
     m = xp.max(xp.abs(arrays.real(xp, x)), axis=-1, keepdims=True)
-    m = xp.where(m > least, m, least)
-    return xp.where(m == 0, 1.0, m)
+    m = arrays.where(xp, m > least, m, least)
+    return arrays.where(xp, m == 0, 1.0, m)
 
 
 def normalize_backward(dy: Array, cache: Any) -> Array:
