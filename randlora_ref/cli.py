@@ -103,8 +103,6 @@ def parser() -> argparse.ArgumentParser:
 
     add("dialects", dialects, "what each implementation does, and where they part")
 
-    command = add("bench", bench, "the layer beside PEFT in one run: time, memory, ratios (crosscheck extra)")
-    command.add_argument("--quick", action="store_true", help="small sizes, no targets")
     return top
 
 
@@ -307,13 +305,3 @@ def claims(arguments: argparse.Namespace) -> Report:
     verdicts = [one.verdict for one in found]
     lines.append(", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)))
     return lines, [one.to_json() for one in found], True
-
-
-def bench(arguments: argparse.Namespace) -> Report:
-    """``randlora-ref bench``."""
-    from .bench import run_bench
-
-    progress = Progress()
-    report = run_bench(quick=arguments.quick, progress=progress)
-    progress("")
-    return report.lines(), report.to_json(), report.passed

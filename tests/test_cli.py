@@ -186,7 +186,7 @@ def test_claims_has_a_verdict_for_each(capsys: Any) -> None:
     assert all(one["verdict"] in ("holds", "holds corrected", "fails") and one["evidence"] for one in found)
 
 
-@pytest.mark.parametrize("command", [("check", "peft"), ("check", "peft", "--case", "exact-001-hand-3x2"), ("bench",)])
+@pytest.mark.parametrize("command", [("check", "peft"), ("check", "peft", "--case", "exact-001-hand-3x2")])
 def test_what_is_not_installed_is_named(capsys: Any, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]) -> None:
     """One line with the extra to install, status 2: not a report of failures that are none of PEFT's."""
     for name in ("peft", "torch", "transformers"):

@@ -27,7 +27,7 @@ Order = Literal["merged", "thin", "termwise"]
 ORDERS: tuple[Order, ...] = ("merged", "thin", "termwise")
 
 # One element-wise operation takes the time of about this many operations inside a matrix product (measured on two
-# cores, float32: ``randlora-ref bench``). It decides between orders alone, never a result.
+# cores, float32: ``examples/bench_layer.py``). It decides between orders alone, never a result.
 ELEMENTWISE = 32
 DEVIATION = "; bases drawn by PEFT's rule are NaN where their deviation is zero: another seed has others"
 

@@ -1,19 +1,25 @@
 """The layer beside PEFT's, measured alternately in one run: medians, ratios, and how they scale.
 
-Times are wall-clock seconds of this machine with whatever else it does; the ratios are what carries over.
+    python examples/bench_layer.py [--quick] [--json]
+
+Needs the ``crosscheck`` extra; exit status 1 if a target is missed. Times are wall-clock seconds of this machine with
+whatever else it does; the ratios are what carries over.
 """
 
+import argparse
+import json
 import statistics
+import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, TextIO
 
 import numpy as np
 
-from .adapters.randlora import RandLoRA
-from .bases import draw_bases
+from randlora_ref import RandLoRA, draw_bases
+from randlora_ref.interop.peft import peft_bases, peft_model
 
 Array = Any
 ROWS = ((2048, 0.5), (128, 0.6), (1, 0.1))  # rows of a 768×768 layer, and the part of PEFT's time that is aimed at
@@ -43,28 +49,6 @@ class Row:
         text += "" if self.figure is None else f"   ratio {self.figure:.3f}"
         aim = "" if self.target is None else f", aim <= {self.target:g}: {'met' if self.met else 'MISSED'}"
         return text + aim
-
-
-@dataclass(frozen=True)
-class BenchReport:
-    """All rows of a run."""
-
-    rows: tuple[Row, ...]
-    versions: dict[str, str]
-
-    @property
-    def passed(self) -> bool:
-        """Whether every target that was measured is met."""
-        return all(row.met for row in self.rows)
-
-    def lines(self) -> list[str]:
-        """The report in lines."""
-        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        return [versions, *(row.line() for row in self.rows)]
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return {"versions": self.versions, "passed": self.passed, "rows": [vars(row) for row in self.rows]}
 
 
 def alternately(runs: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
@@ -103,8 +87,6 @@ def peft_run(shape: tuple[int, int], rank: int, rows: int) -> Callable[[], Any]:
     """The same of PEFT's layer."""
     import torch
 
-    from .interop.peft import peft_model
-
     model = peft_model([shape], rank, bias=False)
     layer = model.base_model.model.lin0
     for parameter in (layer.weight, layer.randlora_lambda["default"]):
@@ -119,10 +101,8 @@ def peft_run(shape: tuple[int, int], rank: int, rows: int) -> Callable[[], Any]:
     return run
 
 
-def _bases_rows(size: int, rank: int) -> list[Row]:
+def bases_rows(size: int, rank: int) -> list[Row]:
     """Time and memory of drawing PEFT's bases for one size×size layer."""
-    from .interop.peft import peft_bases
-
     shapes = [(size, size)]
 
     def draw() -> Any:
@@ -142,33 +122,47 @@ def _bases_rows(size: int, rank: int) -> list[Row]:
     ]
 
 
-def run_bench(*, quick: bool = False, repeats: int = 5, progress: Callable[[str], None] | None = None) -> BenchReport:
-    """The layer against PEFT at the sizes of the targets, the bases, and the layer's scaling in T, d and n.
-
-    ``quick`` measures small sizes only, without targets. ``progress`` is called with each line as it comes.
-    Needs the ``crosscheck`` extra; ImportError without it.
-    """
-    import peft
-    import torch
-
+def measure(quick: bool, out: TextIO) -> list[Row]:
+    """The layer at the sizes of the targets, the bases, and the layer's scaling in T, d and n; each row to ``out`` as it comes."""
     rows: list[Row] = []
 
     def add(row: Row) -> None:
         rows.append(row)
-        if progress is not None:
-            progress(row.line())
+        print(row.line(), file=out, flush=True)
 
     size, rank = (96, 8) if quick else (768, 32)
     for count, target in ROWS:
         count = min(count, 128) if quick else count
-        ours, theirs = alternately((layer_run((size, size), rank, count), peft_run((size, size), rank, count)), repeats)
+        ours, theirs = alternately((layer_run((size, size), rank, count), peft_run((size, size), rank, count)), 5)
         add(Row(f"layer {size}×{size} r={rank}, {count} rows", ours, theirs, ours / theirs, None if quick else target))
-    for row in _bases_rows(256 if quick else 4096, rank):
+    for row in bases_rows(256 if quick else 4096, rank):
         add(row)
     scaling = [(f"T = {T}", (size, size), rank, T) for T in (64, 256, 1024)]
     scaling += [(f"d = {d}", (size, d), rank, 256) for d in (size // 4, size // 2, size)]
     scaling += [(f"n = {size // r}", (size, size), r, 256) for r in (2 * rank, rank, rank // 2)]
     for name, shape, r, T in scaling:
         add(Row(f"scaling, {name}", alternately([layer_run(shape, r, T)], 2)[0], None))
+    return rows
+
+
+def main() -> int:
+    """Measure, print the rows, and say whether every target that was measured is met."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small sizes, no targets")
+    parser.add_argument("--json", action="store_true", help="print JSON, and the rows on stderr as they come")
+    arguments = parser.parse_args()
+    import peft
+    import torch
+
+    out = sys.stderr if arguments.json else sys.stdout
     versions = {"numpy": np.__version__, "torch": torch.__version__, "peft": peft.__version__}
-    return BenchReport(tuple(rows), versions)
+    print(", ".join(f"{name} {version}" for name, version in versions.items()), file=out)
+    rows = measure(arguments.quick, out)
+    passed = all(row.met for row in rows)
+    if arguments.json:
+        print(json.dumps({"versions": versions, "passed": passed, "rows": [asdict(row) for row in rows]}, indent=2))
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
