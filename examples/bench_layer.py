@@ -123,7 +123,7 @@ def bases_rows(size: int, rank: int) -> list[Row]:
 
 
 def measure(quick: bool, out: TextIO) -> list[Row]:
-    """The layer at the sizes of the targets, the bases, the layer's scaling in T, d and n; rows to ``out`` as they come."""
+    """The layer at the sizes of the targets, the bases, its scaling in T, d, n; rows to ``out`` as they come."""
     rows: list[Row] = []
 
     def add(row: Row) -> None:

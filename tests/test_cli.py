@@ -117,6 +117,19 @@ def test_rank_of_a_file_of_factors(capsys: Any, tmp_path: Path) -> None:
         assert err.count("\n") == 1
 
 
+def test_a_product_beyond_float64_keeps_its_certificate(capsys: Any, tmp_path: Path) -> None:
+    """The rank is proven all the same; that there is no spectrum is said, on a line of its own and in JSON."""
+    path = tmp_path / "large.npz"
+    np.savez(path, factor0=np.full((3, 1), 1e200), factor1=np.full((1, 4), 1e200))
+    status, out, err = run(capsys, "rank", str(path))
+    assert (status, err) == (0, "")
+    assert out.startswith("update: rank 1 of 3 (not full, exact)")
+    assert "update: no spectrum: factors: their product overflows float64" in out
+    found = json.loads(run(capsys, "rank", str(path), "--json")[1])
+    assert found["certificates"]["update"]["rank"] == 1
+    assert "overflows" in found["spectra"]["update"]
+
+
 def test_count_beside_the_printed(capsys: Any) -> None:
     """PEFT's published count of Llama-3.2-3B, and one at any rank."""
     _, out, _ = run(capsys, "count", "--model", "Llama-3.2-3B", "--method", "randlora")

@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,20 @@ def test_default_threshold_is_stated_and_scales() -> None:
         figures = spectrum(scale * rotated([3.0, 1.0]))
         assert figures.rank == 2
         assert figures.threshold == pytest.approx(scale * 3 * 4 * 2.0**-52)
+
+
+@pytest.mark.parametrize("exponent", [-1060, -600, 0, 600, 1015])
+def test_figures_at_the_ends_of_the_range(exponent: int) -> None:
+    """Values near the overflow threshold or among the subnormal numbers have the rank of their unscaled matrix."""
+    matrix = np.ldexp(np.array([[3.0, 0, 0], [0, 2.0, 0], [0, 0, 0], [0, 0, 0]]), exponent)
+    figures = spectrum(matrix)
+    assert figures.values.tolist() == [math.ldexp(3, exponent), math.ldexp(2, exponent), 0]
+    assert figures.rank == 2
+    assert figures.stable_rank == pytest.approx(13 / 9)
+    assert figures.effective_rank == pytest.approx(0.6**-0.6 * 0.4**-0.4)
+    assert spectrum(matrix, threshold=math.ldexp(2.5, exponent)).rank == 1
+    largest = spectrum(np.full((3, 3), 1e308))  # σ is 3e308, beyond float64
+    assert (largest.rank, largest.values[0]) == (1, math.inf)
 
 
 def test_rounding_makes_a_stored_product_full_where_its_factors_are_not() -> None:
