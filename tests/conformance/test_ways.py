@@ -188,7 +188,7 @@ CASES = [case for case in stored_cases() if case.kind == "count"][:3]
         ('print("x" * 100)', "bad answer: answer: "),
         ('print("[" * 100000)', "nested too deeply"),
         ('while True: print("x" * 65536, end="")', "a line of over 16777216 bytes"),
-        ('while True: print("{}")', "more than one"),
+        ('while True: print("{}\\n{}")', "more than one"),
         ('print("{}")', "it must be an object with the case"),
         ("import os, time; os.close(0); time.sleep(60)", "no answer in"),
         ('import os; os.write(1, b"\\xff\\xfe\\n")', "bad answer: answer: "),
