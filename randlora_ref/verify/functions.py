@@ -1,6 +1,7 @@
 """Every function of ``nn`` as a point, beside ``spec.block`` or the plain formula, and what they are blind to."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ LEADING = ((3,), (), (1,), (2, 3), (0,), (2, 1, 2))
 
 
 def pair(
-    values: Results, run: Callable[..., Any], back: Callable[..., Any], value: Callable[..., Array],
-    gradients: Callable[..., Any], rng: np.random.Generator,
+    rng: np.random.Generator, values: Results, run: Callable[..., Any], back: Callable[..., Any],
+    value: Callable[..., Array], gradients: Callable[..., Any], size: float = 0.0,
 ) -> Point:  # fmt: skip
     """The point of a function with one output: ``back`` and ``gradients`` answer in the order of ``values``."""
 
@@ -29,9 +30,21 @@ def pair(
         return {"y": y} | ({} if dy is None else named(back(dy, cache)))
 
     def specification(values: Results, dy: Array | None) -> Results:
-        return {"y": np.asarray(value(**values))} | ({} if dy is None else named(gradients(dy, **values)))
+        found = {} if dy is None else named(gradients(dy, **values))
+        return {"y": np.asarray(value(**values))} | {name: x + 0 * values[name] for name, x in found.items()}
 
-    return Point(values, np.asarray(rng.standard_normal(np.shape(value(**values)))), code, specification)
+    dy = np.asarray(rng.standard_normal(np.shape(value(**values))))
+    return Point(values, dy, code, specification, size * float(np.max(np.abs(dy), initial=0.0)))
+
+
+def of_layer(back: Callable[..., Any], **options: Any) -> Callable[..., tuple[Array, ...]]:
+    """∂L/∂x, then those of the weight and the bias, of a backward that gives them as fields."""
+
+    def found(*arguments: Any, **values: Array) -> tuple[Array, ...]:
+        dx, own = back(*arguments, **values, **options)
+        return dx, own.weight, own.bias
+
+    return found
 
 
 def beside(x: Array, host: Array) -> Array:
@@ -40,53 +53,34 @@ def beside(x: Array, host: Array) -> Array:
 
 
 def linear(choose: Choose, rng: np.random.Generator) -> Point:
-    """A layer without adapter, or with one; its gradients by the spec's G = ∂L/∂ΔW, pulled back in ``blocks``."""
-    out, in_, leading, bias = choose((3, 1, 5)), choose((4, 1, 7)), choose(LEADING), choose((True, False))
+    """A layer without adapter; blocks have those with one."""
+    out, in_, leading = choose((3, 1, 5)), choose((4, 1, 7)), choose(LEADING)
     values = {"x": rng.standard_normal((*leading, in_)), "weight": rng.standard_normal((out, in_))}
-    values |= {"bias": rng.standard_normal(out)} if bias else {}
-
-    def back(dy: Array, cache: Any) -> tuple[Array, ...]:
-        dx, grads = nn.linear_backward(dy, cache, weight_grad=True)
-        return dx, grads.weight, grads.bias
+    values |= {"bias": rng.standard_normal(out)} if choose((True, False)) else {}
 
     def gradients(dy: Array, x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, ...]:
         found = spec.linear_backward(dy, x, weight, bias, None)
-        return found.x, found.weight, None if bias is None else found.bias + 0 * bias
+        return found.x, found.weight, found.bias
 
-    return pair(values, nn.linear, back, lambda x, weight, bias=None: spec.linear(x, weight, bias), gradients, rng)
+    back = of_layer(nn.linear_backward, weight_grad=True)
+    return pair(rng, values, nn.linear, back, partial(spec.linear, bias=None), gradients)
 
 
-def norm(centred: bool) -> Drawn:
+def norm(name: str) -> Drawn:
     """LayerNorm or RMSNorm, with and without a bias."""
-    ours, plain = (nn.layer_norm, spec.layer_norm) if centred else (nn.rms_norm, spec.rms_norm)
-    plain_back = spec.layer_norm_backward if centred else spec.rms_norm_backward
 
     def draw(choose: Choose, rng: np.random.Generator) -> Point:
         width, leading, eps = choose((5, 3, 2, 16)), choose(LEADING), choose((1e-5, 1e-12, 0.5))
-        values = {
-            "x": rng.standard_normal((*leading, width)) + choose((0.0, 10.0)),
-            "weight": rng.standard_normal(width),
-        }
-        values |= {"bias": rng.standard_normal(width)} if choose((True, False)) else {}
-
-        def back(dy: Array, cache: Any) -> tuple[Array, ...]:
-            dx, grads = nn.norm_backward(dy, cache, weight_grad=True)
-            return dx, grads.weight, grads.bias
-
-        def run(x: Array, weight: Array, bias: Array | None = None) -> Any:
-            return ours(x, weight, bias, eps)
-
-        def value(x: Array, weight: Array, bias: Array | None = None) -> Array:
-            return plain(x, weight, bias, eps)
-
-        def gradients(dy: Array, x: Array, weight: Array, bias: Array | None = None) -> Any:
-            dx, d_weight, d_bias = plain_back(dy, x, weight, bias, eps)
-            return dx, d_weight + 0 * weight, None if bias is None else d_bias + 0 * bias
-
-        found, x = pair(values, run, back, value, gradients, rng), values["x"]
-        c = x - np.mean(x, axis=-1, keepdims=True) * centred
-        root = np.sqrt(np.mean(c * c, axis=-1, keepdims=True) + eps)
-        return found._replace(size=float(np.max(np.abs(found.dy * values["weight"]) / root, initial=0.0)))
+        x, weight = rng.standard_normal((*leading, width)) + choose((0.0, 10.0)), rng.standard_normal(width)
+        values = {"x": x, "weight": weight} | ({"bias": rng.standard_normal(width)} if choose((True, False)) else {})
+        run, value, gradients = (
+            partial(f, bias=None, eps=eps)
+            for f in (getattr(nn, name), getattr(spec, name), getattr(spec, f"{name}_backward"))
+        )
+        c = x - np.mean(x, axis=-1, keepdims=True) * (name == "layer_norm")
+        root = np.sqrt(np.min(np.mean(c * c, axis=-1), initial=1.0) + eps)  # g/root is what ∂L/∂x is a difference of
+        size = float(np.max(np.abs(weight)) / root)
+        return pair(rng, values, run, of_layer(nn.norm_backward, weight_grad=True), value, gradients, size)
 
     return draw
 
@@ -95,27 +89,27 @@ def normalize(choose: Choose, rng: np.random.Generator) -> Point:
     """y = x/√Σx²."""
     values = {"x": choose((1.0, 1e-9)) * rng.standard_normal((*choose(LEADING), choose((3, 1, 8))))}
 
-    def value(x: Array) -> Array:
-        return x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True))
+    def length(x: Array) -> Array:
+        return np.sqrt(np.sum(x * x, axis=-1, keepdims=True))
 
     def gradients(dy: Array, x: Array) -> Array:
-        y = value(x)
-        return (dy - y * np.sum(y * dy, axis=-1, keepdims=True)) / np.sqrt(np.sum(x * x, axis=-1, keepdims=True))
+        y = x / length(x)
+        return (dy - y * np.sum(y * dy, axis=-1, keepdims=True)) / length(x)
 
-    return pair(values, nn.normalize, nn.normalize_backward, value, gradients, rng)
+    return pair(rng, values, nn.normalize, nn.normalize_backward, lambda x: x / length(x), gradients)
 
 
 def activation(kind: str) -> Drawn:
     """One of the four activations; SwiGLU's product with it is ``gated``."""
 
     def draw(choose: Choose, rng: np.random.Generator) -> Point:
-        values = {"x": choose((1.0, 4.0, 30.0)) * rng.standard_normal((*choose(LEADING), choose((4, 1, 9))))}
-        found = pair(
-            values, lambda x: nn.activation(x, kind), nn.activation_backward, lambda x: spec.activation(x, kind),
-            lambda dy, x: spec.activation_backward(dy, x, kind), rng,
-        )  # fmt: skip
+        x = choose((1.0, 4.0, 30.0)) * rng.standard_normal((*choose(LEADING), choose((4, 1, 9))))
+        run, value, gradients = (
+            partial(f, kind=kind) for f in (nn.activation, spec.activation, spec.activation_backward)
+        )
         # erf is right to its own last place, so exact GELU is to x's, not to its own small one far to the left
-        return found._replace(size=float(np.max(np.abs(values["x"]), initial=0.0)) * (kind == "gelu"))
+        size = float(np.max(np.abs(x), initial=0.0)) * (kind == "gelu")
+        return pair(rng, {"x": x}, run, nn.activation_backward, value, gradients, size)
 
     return draw
 
@@ -128,10 +122,10 @@ def gated(choose: Choose, rng: np.random.Generator) -> Point:
     def gradients(dy: Array, gate: Array, up: Array) -> tuple[Array, Array]:
         return spec.activation_backward(dy * up, gate, kind), dy * spec.activation(gate, kind)
 
-    return pair(
-        values, lambda gate, up: nn.gated(gate, up, kind), nn.gated_backward,
-        lambda gate, up: spec.activation(gate, kind) * up, gradients, rng,
-    )  # fmt: skip
+    def value(gate: Array, up: Array) -> Array:
+        return spec.activation(gate, kind) * up
+
+    return pair(rng, values, partial(nn.gated, kind=kind), nn.gated_backward, value, gradients)
 
 
 def embedding(choose: Choose, rng: np.random.Generator) -> Point:
@@ -168,7 +162,7 @@ def patches(choose: Choose, rng: np.random.Generator) -> Point:
         return dy.reshape(batch, -1)[:, np.argsort(place.reshape(-1))].reshape(shape)
 
     values = {"pixels": rng.standard_normal(shape)}
-    return pair(values, lambda pixels: nn.patches(pixels, size), nn.patches_backward, value, gradients, rng)
+    return pair(rng, values, partial(nn.patches, size=size), nn.patches_backward, value, gradients)
 
 
 def rotary(choose: Choose, rng: np.random.Generator) -> Point:
@@ -185,7 +179,7 @@ def rotary(choose: Choose, rng: np.random.Generator) -> Point:
     def gradients(dy: Array, x: Array) -> Array:
         return spec.rotary_backward(dy, spec.rotary_tables(size, width, theta, scaling, x.dtype))
 
-    return pair(values, run, nn.rotary_backward, value, gradients, rng)
+    return pair(rng, values, run, nn.rotary_backward, value, gradients)
 
 
 def attention(choose: Choose, rng: np.random.Generator) -> Point:
@@ -201,13 +195,10 @@ def attention(choose: Choose, rng: np.random.Generator) -> Point:
     def run(q: Array, k: Array, v: Array) -> Any:
         return nn.attention(q, k, v, nn.additive_mask(q, size, causal=causal, mask=beside(q, mask)))
 
-    def gradients(dy: Array, q: Array, k: Array, v: Array) -> Any:
-        return spec.attention_backward(dy, q, k, v, seen)
-
-    found = pair(values, run, nn.attention_backward, lambda q, k, v: spec.attention(q, k, v, seen), gradients, rng)
-    sizes = {name: float(np.max(np.abs(x))) for name, x in values.items()}
-    scores = float(np.max(np.abs(found.dy))) * sizes["v"] * width**0.5  # ∂L/∂S is a difference of such
-    return found._replace(size=scores * max(sizes["q"], sizes["k"]))
+    # ∂L/∂S is a difference of sums over v, and ∂L/∂q one of those times k
+    least = np.max(np.abs(values["v"])) * width**0.5 * max(np.max(np.abs(values["q"])), np.max(np.abs(values["k"])))
+    value, gradients = partial(spec.attention, seen=seen), partial(spec.attention_backward, seen=seen)
+    return pair(rng, values, run, nn.attention_backward, value, gradients, float(least))
 
 
 def cross_entropy(choose: Choose, rng: np.random.Generator) -> Point:
@@ -221,14 +212,11 @@ def cross_entropy(choose: Choose, rng: np.random.Generator) -> Point:
     def run(logits: Array) -> Any:
         return nn.cross_entropy(logits, beside(logits, labels), ignored=ignored)
 
-    def value(logits: Array) -> Array:
-        return spec.cross_entropy(logits, labels, ignored)
-
-    def gradients(dy: Array, logits: Array) -> Array:
-        return spec.cross_entropy_backward(dy, logits, labels, ignored)
-
-    found = pair(values, run, lambda dy, cache: nn.cross_entropy_backward(cache, dy), value, gradients, rng)
-    return found._replace(size=float(abs(found.dy)) / rows)  # of p + e_label, whose difference may cancel
+    value, gradients = (
+        partial(f, labels=labels, ignored=ignored) for f in (spec.cross_entropy, spec.cross_entropy_backward)
+    )
+    size = 1 / rows  # of p and e_label, whose difference may cancel
+    return pair(rng, values, run, lambda dy, cache: nn.cross_entropy_backward(cache, dy), value, gradients, size)
 
 
 def contrastive(choose: Choose, rng: np.random.Generator) -> Point:
@@ -247,15 +235,13 @@ def contrastive(choose: Choose, rng: np.random.Generator) -> Point:
         dZ = spec.cross_entropy_backward(dy, Z, labels) + spec.cross_entropy_backward(dy, Z.T, labels).T
         return scale * (dZ @ images) / 2, scale * (dZ.T @ texts) / 2, np.sum(dZ * Z) / 2
 
-    return pair(
-        values, nn.contrastive, lambda dy, cache: nn.contrastive_backward(cache, dy), value, gradients, rng
-    )  # fmt: skip
+    return pair(rng, values, nn.contrastive, lambda dy, cache: nn.contrastive_backward(cache, dy), value, gradients)
 
 
 FUNCTIONS: dict[str, Drawn] = {
     "linear": linear,
-    "layer_norm": norm(centred=True),
-    "rms_norm": norm(centred=False),
+    "layer_norm": norm("layer_norm"),
+    "rms_norm": norm("rms_norm"),
     "normalize": normalize,
     **{kind: activation(kind) for kind in ("gelu", "gelu_tanh", "quick_gelu", "silu")},
     "gated": gated,
