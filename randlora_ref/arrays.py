@@ -27,11 +27,21 @@ def namespace_of(name: str, x: Array) -> Namespace:
         if isinstance(x, np.ndarray) and type(x) not in (np.ndarray, np.memmap):
             raise TypeError(f"{name}: {type(x).__name__}; it must be a plain array (np.asarray makes one)")
         return np
-    if type(x).__module__.partition(".")[0] == "cupy":  # CuPy's arrays have no __array_namespace__
+    if is_cupy(x):  # CuPy's arrays have no __array_namespace__
         return sys.modules["cupy"]
     if hasattr(x, "__array_namespace__"):
         return x.__array_namespace__()
     raise TypeError(f"{name}: {type(x).__name__}; it must be an array of NumPy, CuPy or another array library")
+
+
+def is_cupy(x: Any) -> bool:
+    """Whether ``x`` is CuPy's, an array or a device."""
+    return type(x).__module__.partition(".")[0] == "cupy"
+
+
+def is_current(device: Any) -> bool:
+    """Whether new arrays can be made on ``device``: of CuPy's, on the current one alone."""
+    return not is_cupy(device) or bool(device == sys.modules["cupy"].cuda.Device())
 
 
 def device_of(x: Array) -> Any:
@@ -61,7 +71,7 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
     """A copy of ``x`` in host memory, or ``x`` itself if it is NumPy's."""
     if isinstance(x, (np.ndarray, np.generic)):
         return np.asarray(x)
-    if type(x).__module__.partition(".")[0] == "cupy":
+    if is_cupy(x):
         return np.asarray(x.get())
     xp = namespace_of("x", x)
     devices = xp.__array_namespace_info__().devices()
@@ -70,12 +80,22 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
 
 def from_numpy(xp: Namespace, x: np.ndarray[Any, Any], device: Any = None) -> Array:
     """``x`` as an array of ``xp`` on ``device`` (None: the library's default)."""
-    return x if xp is np else xp.asarray(x, **on(device))
+    return xp.asarray(x, **on(device, xp))
 
 
-def on(device: Any) -> dict[str, Any]:
-    """Keyword arguments that make an array on ``device``; none for NumPy and CuPy, where it is the current one."""
-    return {} if device is None or device == "cpu" or type(device).__module__.startswith("cupy") else {"device": device}
+def on(device: Any, xp: Namespace | None = None) -> dict[str, Any]:
+    """Keyword arguments that make an array on ``device`` (None: the library's default); none for NumPy and CuPy.
+
+    No device is dropped: a ValueError for one of NumPy's or CuPy's that is not of ``xp``, where that is given, and for
+    one of CuPy's that is not the current one, on which CuPy makes all arrays.
+    """
+    if device is None:
+        return {}
+    own = "numpy" if device == "cpu" else type(device).__module__.partition(".")[0]
+    other = xp is not None and own != xp.__name__ and (own == "cupy" or xp.__name__ in ("numpy", "cupy"))
+    if other or not is_current(device):
+        raise ValueError(f"device: {device!r}; it must be the library's own, CuPy's current one (`with device:`)")
+    return {} if own in ("numpy", "cupy") else {"device": device}
 
 
 def astype(xp: Namespace, x: Array, dtype: Any) -> Array:

@@ -61,6 +61,8 @@ def namespace(**named: Array) -> arrays.Namespace:
             )
     if xp is None:
         raise TypeError("no array among the arguments; at least one is needed")
+    if not arrays.is_current(device := arrays.device_of(named[first])):
+        raise TypeError(f"{first}: an array on {device}; it must be on CuPy's current device (`with device:`)")
     return xp
 
 

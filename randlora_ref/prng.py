@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from . import arrays
+
 Array = Any
 MASK32 = 0xFFFFFFFF
 
@@ -40,7 +42,7 @@ def philox_words(seed: int, stream: int, start: int, stop: int, xp: Any = np, de
     Word e is word e mod 4 of the block with counter (e//4 low, e//4 high, stream, 0) and key (seed low, seed high).
     """
     first, last = start // 4, -(-stop // 4)
-    block = xp.arange(first, last, dtype=xp.uint64, **({} if device is None else {"device": device}))
+    block = xp.arange(first, last, dtype=xp.uint64, **arrays.on(device, xp))
     counter = (block & MASK32, block >> 32, 0 * block + stream, 0 * block)
     words = xp.stack(philox4x32(counter, (seed & MASK32, seed >> 32)), axis=-1)
     return xp.reshape(words, (-1,))[start - 4 * first : stop - 4 * first]

@@ -28,9 +28,12 @@ class Library:
         if name == "cupy":
             self.xp = pytest.importorskip("cupy", reason="CuPy is not installed")
             try:
-                self.xp.cuda.runtime.getDeviceCount()
+                count = self.xp.cuda.runtime.getDeviceCount()
             except Exception as error:
                 pytest.skip(f"no GPU: {error}")
+            if not count:
+                pytest.skip("no GPU")
+            self.device = self.xp.cuda.Device(0)
 
     def array(self, x: Any) -> Any:
         """A copy of ``x`` as an array of this library; read-only where the library has that."""
@@ -61,3 +64,9 @@ class Library:
 def library(request: pytest.FixtureRequest) -> Library:
     """NumPy, NumPy read-only, array-api-strict on a device that is not the default, CuPy where there is a GPU."""
     return Library(request.param)
+
+
+@pytest.fixture(scope="session")
+def cupy() -> Library:
+    """CuPy where there is a GPU, for tests marked gpu that are about it alone."""
+    return Library("cupy")

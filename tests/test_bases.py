@@ -67,6 +67,14 @@ def test_native_bases_on_every_array_library(library: Any, kind: Any) -> None:
     assert np.array_equal(library.host(here.B), host.B)
 
 
+def test_bases_of_peft_on_every_array_library(library: Any) -> None:
+    """Drawn on the host, then brought to the library and device."""
+    host = draw_bases("peft", seed=5, shapes=[(20, 9)], rank=2)
+    here = draw_bases("peft", seed=5, shapes=[(20, 9)], rank=2, xp=library.xp, device=library.device)
+    assert np.array_equal(library.host(here.A), host.A)
+    assert np.array_equal(library.host(here.B), host.B)
+
+
 @pytest.mark.parametrize("kind", ["dense", "sparse", "very_sparse", 50])
 def test_native_moments(kind: Any) -> None:
     """Mean 0, variance 1, the ternary law's probabilities: within five standard errors of N = 2²⁰ draws."""

@@ -195,7 +195,7 @@ class LowRank(LinearAdapter):
 def options(dtype: str, xp: Any, device: Any) -> dict[str, Any]:
     """Keyword arguments that make an array of a learned value. A ValueError for a dtype that none has."""
     checks.choice("dtype", dtype, ("float16", "float32", "float64"))
-    return {"dtype": getattr(xp, dtype), **arrays.on(device)}
+    return {"dtype": getattr(xp, dtype), **arrays.on(device, xp)}
 
 
 def uniform(

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from randlora_ref import certify_rank
+
 SIDES = st.tuples(st.integers(1, 6), st.integers(1, 6))
 BATCHES = st.sampled_from([(), (0,), (1,), (5,), (2, 0), (2, 3), (1, 2, 2)])
 
@@ -133,6 +135,7 @@ class Properties:
         merged = adapter.merge(library.array(weight.astype(case.dtype)))
         np.testing.assert_array_equal(library.host(merged), weight + expected)
         np.testing.assert_array_equal(library.host(adapter.unmerge(merged)), weight)
+        assert certify_rank(adapter).rank == certify_rank(expected).rank
         assert adapter.shape == case.shape
         assert adapter.num_parameters() == sum(x.size for x in learned.values())
         for name, x in learned.items():

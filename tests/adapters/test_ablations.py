@@ -61,6 +61,13 @@ def test_a_has_the_count_of_randlora_and_rank_r(shape: tuple[int, int]) -> None:
     assert (certificate.rank, certificate.exact) == (3, True)
 
 
+def test_b_starts_on_every_array_library(library: Any) -> None:
+    here, host = (randlora_b(8, 6, 4, **where) for where in ({"xp": library.xp, "device": library.device}, {}))
+    for name in ("lambda_", "gamma"):
+        assert np.array_equal(library.host(getattr(here, name)), getattr(host, name))
+    assert np.array_equal(library.host(here.bases.B), host.bases.B)
+
+
 @pytest.mark.parametrize("dialect", ["paper", "peft"])
 @pytest.mark.parametrize("shape", [(24, 16), (16, 24), (16, 16)])
 def test_b_has_half_the_rank_at_the_same_count(shape: tuple[int, int], dialect: str) -> None:

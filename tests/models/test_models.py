@@ -28,12 +28,12 @@ def build(name: str, dtype: str = "float64", seed: int = 0) -> tuple[Any, dict[s
     return kind, weights, given, config
 
 
-def results(name: str, library: Any, dtype: str = "float64", modules: Any = None) -> dict[str, np.ndarray]:
+def results(name: str, library: Any, dtype: str = "float64", dialect: str = "peft") -> dict[str, np.ndarray]:
     """Loss, logits and every gradient by name, brought to the host; its adapters are not at their start."""
     kind, weights, given, config = build(name, dtype)
     own = {key: library.array(x) for key, x in weights.items()}
     bare = kind(config, own)
-    adapters = models.adapt(bare, modules, rank=3, seed=2, alpha=2.0)
+    adapters = models.adapt(bare, rank=3, seed=2, alpha=2.0, dialect=dialect)
     for index, (key, one) in enumerate(adapters.items()):
         rng = np.random.default_rng(index)
         learned = {
@@ -92,13 +92,13 @@ def test_embedding_gradient_by_the_complex_step(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", blocks.MODELS)
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_any_array_library(library: Any, name: str, dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "dialect"), [("float64", "paper"), ("float32", "peft")])
+def test_any_array_library(library: Any, name: str, dtype: str, dialect: str) -> None:
     """The same results on every library and device, on read-only arrays, in the precision of the weights."""
     plain = type("Plain", (), {"array": staticmethod(np.array), "host": staticmethod(np.asarray)})
-    expected, u = results(name, plain), {"float64": 2.0**-53, "float32": 2.0**-24}[dtype]
+    expected, u = results(name, plain, dialect=dialect), {"float64": 2.0**-53, "float32": 2.0**-24}[dtype]
     largest = max(float(np.max(np.abs(x))) for x in expected.values())
-    for key, x in results(name, library, dtype).items():
+    for key, x in results(name, library, dtype, dialect).items():
         assert x.dtype == dtype, key
         assert np.max(np.abs(x - expected[key])) <= 2000 * u * max(np.max(np.abs(expected[key])), 0.01 * largest), key
 
