@@ -64,7 +64,8 @@ def limits(case: Case, dtype: str | None = None) -> dict[str, Array]:
 def as_numbers(value: Any) -> Array | None:
     """A result as a float64 array; None for what is not real numbers: text, objects, ragged lists, complex values."""
     try:
-        own = hasattr(value, "shape") and not hasattr(value, "__array__")  # a library that NumPy cannot read
+        # __array__ may raise: CuPy's always does, others' on another device than the host
+        own = arrays.is_cupy(value) or hasattr(value, "__array_namespace__")
         array = arrays.to_numpy(value) if own else np.asarray(value)
     except (TypeError, ValueError, RecursionError, AttributeError):
         return None

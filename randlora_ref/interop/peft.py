@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import arrays
 from ..adapters.randlora import RandLoRA
 from ..bases import Bases, Kind, draw_bases
 
@@ -91,12 +92,12 @@ def save_peft(adapter: PeftAdapter, folder: str | Path) -> None:
     from safetensors.numpy import save_file
 
     tensors = {
-        "base_model.randlora_A": adapter.bases.A[:, None, :],
-        "base_model.randlora_B": adapter.bases.B.transpose(1, 0, 2),
+        "base_model.randlora_A": arrays.to_numpy(adapter.bases.A)[:, None, :],
+        "base_model.randlora_B": arrays.to_numpy(adapter.bases.B).transpose(1, 0, 2),
     }
     for name, lambda_ in adapter.lambda_.items():
-        tensors[f"{PREFIX}model.{name}.randlora_lambda"] = lambda_.T
-        tensors[f"{PREFIX}model.{name}.randlora_gamma"] = adapter.gamma[name]
+        tensors[f"{PREFIX}model.{name}.randlora_lambda"] = arrays.to_numpy(lambda_).T
+        tensors[f"{PREFIX}model.{name}.randlora_gamma"] = arrays.to_numpy(adapter.gamma[name])
     Path(folder).mkdir(parents=True, exist_ok=True)
     contiguous = {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}
     save_file(contiguous, Path(folder) / WEIGHTS_FILE, metadata={"format": "pt"})

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import arrays, checks
 from ..spec import Pairing, delta_weight, pullback, sides, term_basis
 from .certify import RankCertificate, certify_rank
 from .exact import Progress
@@ -43,7 +44,8 @@ def rank_after_steps(
         raise ValueError(f"steps: {steps}; it must be at least 0")
     if not largest_move > 0:
         raise ValueError(f"largest_move: {largest_move}; it must be above 0")
-    A, B, lambda_, gamma = (np.asarray(a, dtype=np.float64) for a in (A, B, lambda_, gamma))
+    checks.namespace(A=A, B=B, lambda_=lambda_, gamma=gamma)
+    A, B, lambda_, gamma = (arrays.to_numpy(a).astype(np.float64) for a in (A, B, lambda_, gamma))
     target = np.random.default_rng(seed).standard_normal(shape)
     D, d = sides(shape)
     n = len(lambda_)

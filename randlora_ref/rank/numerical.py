@@ -52,7 +52,7 @@ def spectrum(source: Any, threshold: float | None = None) -> Spectrum:
     """
     if threshold is not None:
         threshold = checks.number("threshold", threshold, least=0.0)
-    is_matrix = isinstance(source, np.ndarray)
+    is_matrix = hasattr(source, "ndim")
     with np.errstate(over="ignore", invalid="ignore"):
         matrix = as_float64(source)
     if not np.isfinite(matrix).all():

@@ -37,6 +37,22 @@ def test_the_package_itself_passes_in_five_seconds() -> None:
     assert report.seconds < 5
 
 
+def on(library: Any, implementation: Any) -> Any:
+    """``implementation``, whose results come as arrays of ``library``."""
+    return lambda case: {name: library.array(x) for name, x in implementation(case).items()}
+
+
+def test_results_of_any_array_library(library: Any) -> None:
+    """Right ones pass, counts and ranks as arrays without axes too; a wrong one is named as it is on NumPy."""
+    report = check(on(library, reference))
+    assert report.passed, "\n".join(report.lines())
+    assert report.passed_cases == len(stored_cases())
+    fault = wrong.WRONG["crossed"]
+    report = check(on(library, fault), [fault.kind])
+    assert not report.passed
+    assert report.diagnosis == fault.diagnosis
+
+
 @pytest.mark.parametrize("name", wrong.RIGHT)
 def test_right_implementations_pass(name: str) -> None:
     run, dtype = wrong.RIGHT[name]

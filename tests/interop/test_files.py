@@ -44,6 +44,17 @@ def test_round_trip(adapter: PeftAdapter, tmp_path: Path) -> None:
         read.layer("c")
 
 
+def test_arrays_of_any_library_make_the_same_file(library: Any, adapter: PeftAdapter, tmp_path: Path) -> None:
+    """Byte for byte, wherever the arrays lie."""
+    moved = {name: library.array(x) for name, x in adapter.lambda_.items()}
+    gamma = {name: library.array(x) for name, x in adapter.gamma.items()}
+    bases = Bases(library.array(adapter.bases.A), library.array(adapter.bases.B))
+    save_peft(PeftAdapter(bases, moved, gamma, CONFIG), tmp_path / "here")
+    save_peft(adapter, tmp_path / "host")
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "here" / file).read_bytes() == (tmp_path / "host" / file).read_bytes()
+
+
 def test_layouts_are_pefts(adapter: PeftAdapter, tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 

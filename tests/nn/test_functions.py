@@ -201,6 +201,22 @@ def test_embedding_on_integers(library: Any, ids: list[int], seed: int) -> None:
     assert np.array_equal(library.host(nn.embedding_backward(library.array(dy), cache)), expected)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "uint64"])
+def test_narrow_ids(library: Any, dtype: str) -> None:
+    """A table longer than the type of the ids reaches: each row its own sum, and each label its own logit."""
+    host, size = np.array([[0, 127, 5, 127]], dtype=dtype), 300
+    table, dy, expected = normal(size, 2), normal(1, 4, 2), np.zeros((size, 2))
+    np.add.at(expected, host, dy)
+    y, cache = nn.embedding(library.array(host), library.array(table))
+    assert np.array_equal(library.host(y), table[host])
+    assert np.array_equal(library.host(nn.embedding_backward(library.array(dy), cache)), expected)
+    z = normal(4, size)
+    narrow, wide = (nn.cross_entropy(library.array(z), library.array(labels[0])) for labels in (host, host.astype(int)))
+    assert library.host(narrow[0]) == library.host(wide[0])
+    gradients = [library.host(nn.cross_entropy_backward(cache)) for _, cache in (narrow, wide)]
+    assert np.array_equal(*gradients)
+
+
 def test_patches(library: Any) -> None:
     """Each patch as it stands in the picture, and back."""
     x = np.arange(2 * 3 * 4 * 6.0).reshape(2, 3, 4, 6)

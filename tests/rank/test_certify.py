@@ -311,6 +311,16 @@ def test_rank_over_the_first_steps(
     assert descent.losses[0] > descent.losses[-1]
 
 
+def test_descent_from_any_array_library(library: Any) -> None:
+    """The same certificates, down to the hash of the factors, and losses as from NumPy's arrays."""
+    own = dense(30, 24, 4, 6)
+    expected, found = (
+        rank_after_steps(*(take(x) for x in own), (30, 24), 1, pairing="crossed") for take in (np.array, library.array)
+    )
+    assert found.certificates == expected.certificates
+    assert found.losses == expected.losses
+
+
 @pytest.mark.parametrize(
     ("kwargs", "word"), [({"steps": -1}, "steps"), ({"steps": 1, "largest_move": 0.0}, "largest_move")]
 )

@@ -32,6 +32,14 @@ def test_figures_of_a_known_spectrum() -> None:
     assert spectrum(np.eye(7)).stable_rank == pytest.approx(7)
 
 
+def test_a_matrix_of_any_array_library(library: Any) -> None:
+    """The same figures, and it is said that they are of the stored matrix."""
+    matrix = np.random.default_rng(0).standard_normal((4, 5))
+    found, expected = spectrum(library.array(matrix)), spectrum(matrix)
+    assert np.array_equal(found.values, expected.values)
+    assert found.source == expected.source == "of the stored matrix"
+
+
 def test_default_threshold_is_stated_and_scales() -> None:
     for scale in (1e-200, 1.0, 1e200):
         figures = spectrum(scale * rotated([3.0, 1.0]))
