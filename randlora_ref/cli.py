@@ -135,13 +135,15 @@ def verify(arguments: argparse.Namespace) -> Report:
     from .verify import audit
 
     checks.seed(arguments.seed)
-    found = dict(audit.backends())
-    if arguments.backend not in ("all", *found):
-        raise ValueError(f"--backend: {arguments.backend!r} finds no GPU here; it must be one of {', '.join(found)}")
-    chosen = found if arguments.backend == "all" else {arguments.backend: found[arguments.backend]}
-    progress, started, lines, data, ok = Progress(), time.monotonic(), [], [], True
+    usable, left_out = audit.backends()
+    if arguments.backend not in ("all", *usable):
+        raise ValueError(f"--backend: {arguments.backend!r} is {left_out.get(arguments.backend, 'not installed')}")
+    chosen = usable if arguments.backend == "all" else {arguments.backend: usable[arguments.backend]}
+    progress, started, data, ok = Progress(), time.monotonic(), [], True
+    machine = audit.machine(chosen)
+    lines = [f"{name}: {reason}" for name, reason in left_out.items() if arguments.backend == "all"]
     for name, backend in chosen.items():
-        lines.append(f"{name} {backend.xp.__version__}")
+        lines.append(f"{name} {machine['versions'][name]} on {machine['gpu' if name == 'cupy' else 'processor']}")
         lines.append(f"      {'figure':>9}    {'limit':>8}  property (the limit's formula)")
         for one in audit.properties(backend, arguments.seed):
             progress(f"{name}: {one.name}")
@@ -153,7 +155,7 @@ def verify(arguments: argparse.Namespace) -> Report:
     progress("")
     failed = sum(not one["ok"] for one in data)
     lines.append(f"{len(data) - failed} properties hold, {failed} fail, in {time.monotonic() - started:.1f} s")
-    return lines, {"ok": ok, "version": __version__, "properties": data}, ok
+    return lines, {"ok": ok, "version": __version__, **machine, "not_audited": left_out, "properties": data}, ok
 
 
 def dialects(arguments: argparse.Namespace) -> Report:

@@ -49,6 +49,67 @@ def test_verify_fails_where_a_property_does(capsys: Any, monkeypatch: pytest.Mon
     assert any(one["figure"] == "inf" and not one["ok"] for one in found["properties"])
 
 
+def test_verify_says_what_computed(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Versions, processor and BLAS; a negative figure is as wrong as one beyond its limit."""
+    import platform
+
+    from randlora_ref.verify import audit
+
+    monkeypatch.setattr(audit, "PARTS", {"own": lambda *_: iter([audit.Property("below", -1.0, 1.0, "none")])})
+    status, out, _ = run(capsys, "verify", "--backend", "numpy", "--json")
+    found = json.loads(out)
+    assert status == 1
+    assert found["properties"][0] == {
+        "backend": "numpy", "name": "below", "figure": -1.0, "limit": 1.0, "formula": "none", "ok": False
+    }  # fmt: skip
+    assert found["versions"].keys() == {"randlora_ref", "python", "numpy"}
+    assert found["versions"]["python"] == platform.python_version()
+    assert found["versions"]["numpy"] == np.__version__
+    assert found["processor"]
+    assert np.show_config(mode="dicts")["Build Dependencies"]["blas"]["version"] in found["blas"]
+    assert "gpu" not in found
+
+
+NO_DRIVER = "raise OSError('cudaErrorInsufficientDriver: CUDA driver\\nversion is insufficient')"
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (
+            f"def getDeviceCount(): {NO_DRIVER}",
+            "OSError: cudaErrorInsufficientDriver: CUDA driver version is insufficient",
+        ),
+        ("def getDeviceCount(): return 0", "RuntimeError: no device"),
+        ("raise ImportError('libcudart.so.12: no such file')", "ImportError: libcudart.so.12: no such file"),
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+    ],
+)
+def test_cupy_without_a_device_or_broken_is_one_line(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str, reason: str
+) -> None:
+    """NumPy is audited, CuPy named with the reason; asked for alone, it is an error."""
+    from randlora_ref.verify import audit
+
+    (tmp_path / "cupy.py").write_text(f"{source}\nimport sys\ncuda = runtime = sys.modules[__name__]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(audit, "PARTS", {"own": lambda *_: iter([audit.Property("one", 0.0, 0.0, "none")])})
+    for arguments, expected in ((("verify",), 0), (("verify", "--json"), 0), (("verify", "--backend", "cupy"), 2)):
+        with monkeypatch.context() as patch:
+            patch.delitem(sys.modules, "cupy", raising=False)
+            status, out, err = run(capsys, *arguments)
+            sys.modules.pop("cupy", None)
+        assert status == expected
+        line = f"installed and not audited: {reason}"
+        if status == 2:
+            assert (out, err) == ("", f"randlora-ref verify: --backend: 'cupy' is {line}\n")
+        elif "--json" in arguments:
+            assert json.loads(out)["not_audited"] == {"cupy": line}
+        else:
+            assert out.splitlines()[0] == f"cupy: {line}"
+            assert out.splitlines()[-1].startswith("1 properties hold, 0 fail")
+
+
 def test_dialects_lists_every_choice(capsys: Any) -> None:
     """Six rows, and where the two that run part."""
     status, out, _ = run(capsys, "dialects", "--json")

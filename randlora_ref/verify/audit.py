@@ -2,14 +2,17 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Iterator
+import platform
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, starmap
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import arrays, prng, spec
+from .. import __version__, arrays, prng, spec
 from ..adapters import FullFineTuning, LoRA, NoLA, RandLoRA, RandLoRAa, VeRA
 from ..adapters.randlora import ORDERS, Order
 from ..bases import Bases, draw_bases, tile
@@ -50,7 +53,7 @@ BASELINES: dict[Any, dict[str, str]] = {
 
 
 class Property(NamedTuple):
-    """One thing audited: it holds if ``figure`` <= ``limit``, which NaN is not. ``formula`` says whence the limit."""
+    """One thing audited: it holds if 0 <= ``figure`` <= ``limit``, as NaN is not. ``formula`` says whence the limit."""
 
     name: str
     figure: float
@@ -59,8 +62,8 @@ class Property(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether it holds."""
-        return self.figure <= self.limit
+        """Whether it holds; no figure is negative."""
+        return 0 <= self.figure <= self.limit
 
 
 class Backend(NamedTuple):
@@ -281,10 +284,9 @@ def other_adapters(backend: Backend, rng: np.random.Generator) -> Iterator[Prope
 
 
 def transformers(backend: Backend, rng: np.random.Generator) -> Iterator[Property]:
-    """``nn`` and the models by complex step, on the host alone: complex numbers are for NumPy."""
-    if backend.xp is np:
-        for found in blocks.properties(rng):
-            yield Property(*found)
+    """``nn`` and the models: by complex step on the host, elsewhere beside the host's results."""
+    bring = None if backend.xp is np else lambda x: backend.array(x, x.dtype)
+    return starmap(Property, blocks.properties(rng, bring))
 
 
 PARTS: dict[str, Callable[[Backend, np.random.Generator], Iterator[Property]]] = {
@@ -296,13 +298,29 @@ PARTS: dict[str, Callable[[Backend, np.random.Generator], Iterator[Property]]] =
 }
 
 
-def backends() -> Iterator[tuple[str, Backend]]:
-    """NumPy, and CuPy where it is installed and finds a GPU."""
-    yield "numpy", Backend(np)
+def backends() -> tuple[dict[str, Backend], dict[str, str]]:
+    """NumPy, and CuPy where it finds a GPU, by name; and what is installed and cannot be audited, with the reason."""
+    usable = {"numpy": Backend(np)}
     try:
         import cupy
 
-        if cupy.cuda.runtime.getDeviceCount() > 0:
-            yield "cupy", Backend(cupy)
-    except Exception:  # not installed, no driver, no device: then there is nothing to audit
-        return
+        if not cupy.cuda.runtime.getDeviceCount():
+            raise RuntimeError("no device")
+        return {**usable, "cupy": Backend(cupy)}, {}
+    except Exception as error:  # not installed, broken, no driver, no device
+        absent = isinstance(error, ModuleNotFoundError) and error.name == "cupy"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return usable, {} if absent else {"cupy": f"installed and not audited: {reason}"}
+
+
+def machine(backends: Mapping[str, Backend]) -> dict[str, Any]:
+    """What computes: versions by name, the processor, NumPy's BLAS, and the current GPU of a backend that has one."""
+    blas, info = np.show_config(mode="dicts")["Build Dependencies"]["blas"], Path("/proc/cpuinfo")
+    names = re.findall("^model name\\s*: (.+)", info.read_text(), re.MULTILINE) if info.exists() else []
+    versions = {"randlora_ref": __version__, "python": platform.python_version(), "numpy": np.__version__}
+    found = {"processor": [*names, platform.machine()][0], "blas": f"{blas['name']} {blas['version']}"}
+    if "cupy" in backends:
+        cupy = backends["cupy"].xp
+        versions["cupy"] = cupy.__version__
+        found["gpu"] = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
+    return {"versions": versions, **found}

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from randlora_ref import spec
+from randlora_ref import nn, spec
+from randlora_ref.models import core
 from randlora_ref.verify import audit, complex_step, gauge, integers
 
 
@@ -32,6 +33,8 @@ def test_what_is_not_finite_fails_first(bad: float) -> None:
         assert gauge.ratio(x, other, np.full(2, np.inf)) == np.inf
         assert gauge.relative_error(x, other, np.ones(2), 1.0) == np.inf
     assert not audit.Property("", float("nan"), 1, "").ok
+    assert not audit.Property("", -1.0, 1, "").ok
+    assert audit.Property("", 0.0, 0, "").ok
 
 
 def test_other_shapes_fail() -> None:
@@ -72,22 +75,49 @@ def test_complex_step_has_no_step_error() -> None:
 
 @pytest.mark.parametrize("name", ["numpy", "strict"])
 def test_every_property_holds(name: str) -> None:
-    """The audit, on NumPy and on array-api-strict with a device that is not the default; nn and models: test_cli."""
+    """The audit, on NumPy and on array-api-strict with a device that is not the default; NumPy's nn: test_cli."""
+    parts = [part for part in audit.PARTS if name == "strict" or part != "transformers"]
+    found = list(audit.properties(strict() if name == "strict" else audit.Backend(np), parts=parts))
+    assert [one for one in found if not one.ok] == []
+    assert len(found) >= (54 if name == "strict" else 20)
+
+
+def strict() -> audit.Backend:
+    """A backend that is not NumPy."""
     import array_api_strict
 
-    backend = audit.Backend(np)
-    if name == "strict":
-        backend = audit.Backend(array_api_strict, array_api_strict.Device("device1"))
-    found = list(audit.properties(backend, parts=[part for part in audit.PARTS if part != "transformers"]))
-    assert [one for one in found if not one.ok] == []
-    assert len(found) >= 20
+    return audit.Backend(array_api_strict, array_api_strict.Device("device1"))
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "off", "expected"),
+    [
+        (nn, "linear", 2.0**-52, "nn.linear:"),
+        (nn, "embedding", 2.0**-52, "nn.embedding:"),
+        (nn, "activation", 1e-11, "nn.gelu:"),
+        (nn, "attention", float("nan"), "nn.attention, causal and padded:"),
+        (core, "block", 1e-11, "Llama at the generic point: values"),
+    ],
+)
+def test_the_audit_sees_what_another_library_alone_computes_wrongly(
+    owner: Any, name: str, off: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NumPy's results are right, the other's off by a factor: where nothing is rounded, the last bit is seen."""
+    right = getattr(owner, name)
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        y, cache = right(*args, **kwargs)
+        return (y if isinstance(y, np.ndarray) else y * (1 + off)), cache
+
+    monkeypatch.setattr(owner, name, wrong)
+    failed = [one.name for one in audit.properties(strict(), parts=["transformers"]) if not one.ok]
+    assert any(one.startswith(expected) for one in failed), failed
 
 
 @pytest.mark.gpu
-def test_every_property_holds_on_a_gpu() -> None:
+def test_every_property_holds_on_a_gpu(cupy: Any) -> None:
     """The same on CuPy: bases and exact tier bit for bit, the rest within its limits."""
-    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
-    failed = [one for one in audit.properties(audit.Backend(cupy)) if not one.ok]
+    failed = [one for one in audit.properties(audit.Backend(cupy.xp, cupy.device)) if not one.ok]
     assert failed == []
 
 
