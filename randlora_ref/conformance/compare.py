@@ -66,6 +66,8 @@ def as_numbers(value: Any) -> Array | None:
     try:
         # __array__ may raise: CuPy's always does, others' on another device than the host
         own = arrays.is_cupy(value) or hasattr(value, "__array_namespace__")
+        if own:
+            arrays.namespace_of("result", value)  # what a mask hides is no result
         array = arrays.to_numpy(value) if own else np.asarray(value)
     except (TypeError, ValueError, RecursionError, AttributeError):
         return None

@@ -58,8 +58,12 @@ def test_nan_is_the_worst_entry_and_a_nan_limit_lets_nothing_pass() -> None:
     assert compare("y", np.array([np.inf]), np.zeros(1), np.inf) is not None
 
 
+MASKED = np.ma.masked_array(HAND["y"], mask=[[True, False, False]])
+
+
 @pytest.mark.parametrize(
-    "value", ["26", [["a", "b", "c"]], [[26, 6], [32]], [[26j, 6, 32]], {"y": 1}, object(), [[True, True, False]]]
+    "value",
+    ["26", [["a", "b", "c"]], [[26, 6], [32]], [[26j, 6, 32]], {"y": 1}, object(), [[True, True, False]], MASKED],
 )
 def test_what_is_no_array_of_numbers_fails_in_words(value: object) -> None:
     report = check(lambda case: {**HAND, "y": value}, cases=[layer()])
