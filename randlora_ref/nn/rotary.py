@@ -5,6 +5,8 @@ so backward is forward with the sines negated.
 """
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 from .. import arrays, checks
@@ -12,28 +14,81 @@ from .. import arrays, checks
 Array = Any
 
 
-def rotary_tables(like: Array, size: int, width: int, theta: float) -> tuple[Array, Array]:
-    """(cos, sin), each (size, width/2), for ``size`` places and heads of ``width``; angles are taken in float64."""
-    xp, device = checks.namespace(like=like), arrays.on(arrays.device_of(like))
+@dataclass(frozen=True)
+class RotaryScaling:
+    """Slower turns, for inputs longer than those that a model was trained on: f becomes s·f + (1 − s)·f/``factor``.
+
+    With τ = c·f/2π, the turns that f makes in c = ``original_max_position_embeddings`` tokens, Llama 3.1 has s =
+    (τ − low)/(high − low), no less than 0 and no more than 1: few turns are slowed down, many kept. With c = 0
+    every s is 0: linear scaling. ValueError names the number that cannot be one.
+    """
+
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 0
+
+    def __post_init__(self) -> None:
+        checks.number("factor", self.factor, least=1.0)
+        low = checks.number("low_freq_factor", self.low_freq_factor, above=0.0)
+        checks.number("high_freq_factor", self.high_freq_factor, above=low)
+        checks.integer("original_max_position_embeddings", self.original_max_position_embeddings, 0)
+
+
+ROPE_TYPES = {"default": set[str](), "linear": {"factor"}, "llama3": {one.name for one in fields(RotaryScaling)}}
+
+
+def read_scaling(given: Mapping[str, Any], longest: Any = None) -> RotaryScaling | None:
+    """What ``rope_scaling`` or ``rope_parameters`` of a ``config.json`` says, without its θ; None if that is nothing.
+
+    ``longest`` stands for an original length that is left out. ValueError names what is not computed, missing,
+    contradictory or no number.
+    """
+    kind = given.get("rope_type", given.get("type", "default"))
+    checks.choice("rope_scaling['rope_type']", kind, ROPE_TYPES)
+    if given.get("type", kind) != kind:
+        raise ValueError(f"rope_scaling: type {given['type']!r}; it must be {kind!r}, as rope_type is, or left out")
+    rest = {"original_max_position_embeddings": longest} if kind == "llama3" else {}
+    rest |= {key: value for key, value in given.items() if key not in ("rope_type", "type")}
+    if rest.keys() != ROPE_TYPES[kind]:
+        raise ValueError(f"rope_scaling: has {list(rest)}; of rope_type {kind!r} it must be {sorted(ROPE_TYPES[kind])}")
+    return RotaryScaling(**rest) if rest else None
+
+
+def rotary_tables(like: Array, size: int, width: int, theta: float, scaling: Any = None) -> tuple[Array, Array]:
+    """(cos, sin), each (size, width/2), for ``size`` places and heads of ``width``; angles are taken in float64.
+
+    ``theta`` θ > 0; ``width`` is even; ``scaling``: a ``RotaryScaling``, or a mapping that says it, or None. TypeError
+    or ValueError names what cannot be.
+    """
+    xp, device = checks.floats(like=like), arrays.on(arrays.device_of(like))
+    size, width = checks.integer("size", size), checks.integer("width", width)
+    theta = checks.number("theta", theta, above=0.0)
     if width % 2:
-        raise ValueError(f"width: {width}; a head that is rotated must have an even number of coordinates")
+        raise ValueError(f"width: {width}; it must be even, for a head's coordinates are turned in pairs")
     frequency = xp.exp(xp.arange(width // 2, dtype=xp.float64, **device) * (-2 * math.log(theta) / width))
+    scaling = read_scaling(scaling) if isinstance(scaling, Mapping) else scaling
+    if scaling is not None:
+        checks.choice("scaling", type(scaling), (RotaryScaling,))
+        low, high = float(scaling.low_freq_factor), float(scaling.high_freq_factor)
+        turns = frequency * (int(scaling.original_max_position_embeddings) / (2 * math.pi))
+        s = xp.clip((turns - low) / (high - low), 0.0, 1.0)
+        frequency = s * frequency + (1.0 - s) * frequency / float(scaling.factor)
     angles = xp.arange(size, dtype=xp.float64, **device)[:, None] * frequency
     real = getattr(xp, checks.precision("like", like))
     return arrays.astype(xp, xp.cos(angles), real), arrays.astype(xp, xp.sin(angles), real)
 
 
-def rotary(x: Array, tables: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
-    """y (…, T, h) = x (…, T, h) turned; the cache is the tables."""
+def rotary(x: Array, tables: tuple[Array, Array], *, name: str = "x") -> tuple[Array, tuple[Array, Array]]:
+    """y (…, T, h) = x (…, T, h) turned; the cache is the tables. Errors call x by its ``name``."""
     cos, sin = tables
-    half = cos.shape[-1]
+    xp, half = checks.floats(cos=cos, sin=sin, **{name: x}), cos.shape[-1]
     if x.ndim < 2 or tuple(x.shape[-2:]) != (cos.shape[0], 2 * half):
-        raise ValueError(f"x: shape {tuple(x.shape)}; it must be (…, {cos.shape[0]}, {2 * half}), as the tables are")
-    xp = checks.namespace(x=x, cos=cos, sin=sin)
+        raise ValueError(f"{name}: shape {tuple(x.shape)}; it must be (…, {cos.shape[0]}, {2 * half}) for these tables")
     first, second = x[..., :half], x[..., half:]
     return arrays.concat(xp, [first * cos - second * sin, second * cos + first * sin], -1), tables
 
 
 def rotary_backward(dy: Array, tables: tuple[Array, Array]) -> Array:
     """∂L/∂x: dy turned back."""
-    return rotary(dy, (tables[0], -tables[1]))[0]
+    return rotary(dy, (tables[0], -tables[1]), name="dy")[0]
