@@ -1,7 +1,8 @@
 """GPT-2, Llama, ViT and CLIP with adapters: Hugging Face's weights in, every gradient out, no framework."""
 
 from .clip import CLIP, CLIPConfig
-from .core import Gradients, Model, Module, adapt
+from .config import Module
+from .core import Gradients, Model, adapt
 from .gpt2 import GPT2, GPT2Config
 from .llama import Llama, LlamaConfig
 from .vit import ViT, ViTConfig

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from .. import arrays, checks
+from .. import arrays
 from ..nn import IGNORED, additive_mask, cross_entropy, rotary_tables
 from .core import Gradients, Model, ModelCache
 
@@ -24,12 +24,12 @@ class CausalModel(Model):
         ``ids`` (B, T) of integers, or embeddings (B, T, k). ``labels`` are not shifted; −100 is left out of the mean.
         ``attention_mask`` (B, T) is zero at padding. IndexError names a token or a label that is out of range.
         """
-        self._check(ids, labels, attention_mask)
+        self.check_tokens(self.config, ids=ids, labels=labels, attention_mask=attention_mask)
         (stack,), size, steps = self.config.stacks(), ids.shape[1], dict[str, Any]()
         x = self.embed(self.TOKENS, ids, steps)
         tables = None
         if self.PLACES is None:
-            tables = rotary_tables(x, size, stack.spec.head_width, self.config.rope_theta)
+            tables = rotary_tables(x, size, stack.spec.head_width, self.config.rope_theta, self.config.rope_scaling)
         else:
             x = x + self.tensors(self.PLACES)[0][:size, :]
         x = self.run(stack, x, steps, additive_mask(x, size, causal=True, mask=attention_mask), tables)
@@ -38,31 +38,18 @@ class CausalModel(Model):
             return None, ModelCache(logits, None, steps)
         labels = arrays.astype(self.xp, labels, self.xp.int64)
         following = arrays.concat(self.xp, [labels[:, 1:], self.xp.full_like(labels[:, :1], IGNORED)], 1)
-        rows = arrays.as_rows(self.xp, logits)
-        loss, cache = cross_entropy(rows, self.xp.reshape(following, (-1,)), checked=True)
+        loss, cache = cross_entropy(arrays.as_rows(self.xp, logits), self.xp.reshape(following, (-1,)), checked=True)
         return loss, ModelCache(logits, cache, steps)
-
-    def _check(self, ids: Array, labels: Array | None, attention_mask: Array | None) -> None:
-        named = {"labels": labels, "attention_mask": attention_mask}
-        checks.namespace(weights=next(iter(self.weights.values())), ids=ids, **named)
-        if ids.ndim not in (2, 3) or 0 in ids.shape or ids.shape[1] > self.config.max_position_embeddings:
-            found, limit = tuple(ids.shape), self.config.max_position_embeddings
-            raise ValueError(f"ids: shape {found}; it must be (batch, tokens), of 1 to {limit} tokens")
-        for name, x in named.items():
-            if x is not None and tuple(x.shape) != tuple(ids.shape[:2]):
-                raise ValueError(f"{name}: shape {tuple(x.shape)}; it must be {tuple(ids.shape[:2])}, as ids has it")
-        size = self.config.vocab_size
-        checks.index_range(ids=(ids if ids.ndim == 2 else None, size, None), labels=(labels, size, IGNORED))
 
     def backward(self, cache: ModelCache, *, weights: bool = False, inputs: bool = False) -> Gradients:
         """The gradients of L; ``weights`` adds every saved tensor's, ``inputs`` the embedded tokens' (B, T, k)."""
         grads, steps, (stack,) = Gradients(weights), cache.steps, self.config.stacks()
         head = steps["lm_head"]
         if weights or "lm_head" in self.adapters:
-            dy = self.linear_back("lm_head", self.xp.reshape(cache.d_logits(), cache.logits.shape), steps, grads)
+            dy = self.step_back("lm_head", self.xp.reshape(cache.d_logits(), cache.logits.shape), steps, grads)
         else:  # nothing of the head is learned, and it has no bias
             dy = self.xp.reshape(cache.d_logits(head.weight), head.x.shape)
-        dy = self.run_back(stack, self.norm_back(self.NORM, dy, steps, grads), steps, grads)
+        dy = self.run_back(stack, self.step_back(self.NORM, dy, steps, grads), steps, grads)
         if self.PLACES is not None:
             self.place_back(self.PLACES, dy, grads)
         self.embed_back(self.TOKENS, dy, steps, grads)

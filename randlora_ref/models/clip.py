@@ -3,13 +3,14 @@
 Saved names are module names, "pre_layrnorm" included.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 from .. import arrays, checks
 from ..nn import additive_mask, contrastive, contrastive_backward, normalize, normalize_backward
-from .core import Config, Gradients, Model, ModelCache, Module, Stack, bare, block_spec, module
+from .config import Config, Module, Stack, bare, block_spec, module
+from .core import Gradients, Model, ModelCache
 
 Array = Any
 ROLES = {
@@ -71,7 +72,11 @@ class VisionConfig(Tower):
 
 @dataclass(frozen=True)
 class CLIPConfig(Config):
-    """The keys of CLIP's ``config.json`` that matter here."""
+    """The keys of CLIP's ``config.json`` that matter here.
+
+    ``from_dict`` reads ``text_config_dict`` in place of ``text_config``, where it is given, and ``vision_config_dict``
+    likewise: keys that it leaves out are the defaults, whatever the other says, as in `transformers` 5.24.
+    """
 
     MODEL_TYPE: ClassVar[str] = "clip"
     text_config: TextConfig = field(default_factory=TextConfig)
@@ -79,11 +84,14 @@ class CLIPConfig(Config):
     projection_dim: int = 512
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> Self:
-        """As ``Config.from_dict``, for the two towers as well."""
-        towers = {"text_config": TextConfig, "vision_config": VisionConfig}
-        parts = {key: kind.from_dict(config.get(key) or {}) for key, kind in towers.items()}
-        return super().from_dict({**config, **parts})
+    def _resolved(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for key, kind in (("text_config", TextConfig), ("vision_config", VisionConfig)):
+            name = key if given.get(f"{key}_dict") is None else f"{key}_dict"
+            try:
+                given[key] = kind.from_dict({} if given.get(name) is None else given[name])
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{name}: {error}") from None
+        return given
 
     def stacks(self) -> tuple[Stack, ...]:
         """The blocks of the text tower, and of the image tower."""
@@ -128,7 +136,9 @@ class CLIP(Model):
         ``attention_mask`` (B, T) is zero at padding; ``embeddings`` (B, T, k) stand for the embedded tokens.
         IndexError names a token that is out of range.
         """
-        self._check(ids, pixels, attention_mask, embeddings)
+        self.check_tokens(self.config.text_config, ids=ids, attention_mask=attention_mask, embeddings=embeddings)
+        self.check_floats(pixels=pixels)
+        checks.shape("pixels", pixels, (ids.shape[0], *pixels.shape[1:]))
         size, steps = ids.shape[1], dict[str, Any]()
         text, vision = self.config.stacks()
         x = self.embed(WORDS, ids if embeddings is None else embeddings, steps) + self.tensors(TEXT_PLACES)[0][:size, :]
@@ -144,24 +154,10 @@ class CLIP(Model):
         loss, cache = contrastive(texts, images, self.tensors("logit_scale")[0])
         return loss, ModelCache(cache[0], cache, steps)
 
-    def _check(self, ids: Array, pixels: Array, attention_mask: Array | None, embeddings: Array | None) -> None:
-        text, named = self.config.text_config, {"attention_mask": attention_mask, "embeddings": embeddings}
-        checks.namespace(weights=next(iter(self.weights.values())), ids=ids, pixels=pixels, **named)
-        if ids.ndim != 2 or 0 in ids.shape or ids.shape[1] > text.max_position_embeddings:
-            found, limit = tuple(ids.shape), text.max_position_embeddings
-            raise ValueError(f"ids: shape {found}; it must be (batch, tokens), of 1 to {limit} tokens")
-        if pixels.shape[0] != ids.shape[0]:
-            raise ValueError(f"pixels: a batch of {pixels.shape[0]}; it must be that of ids, {ids.shape[0]}")
-        for name, x in named.items():
-            if x is not None and tuple(x.shape[:2]) != tuple(ids.shape):
-                raise ValueError(
-                    f"{name}: shape {tuple(x.shape)}; it must begin with {tuple(ids.shape)}, as ids has it"
-                )
-        checks.index_range(ids=(ids, text.vocab_size, None))
-
     def _chosen(self, ids: Array) -> Array:
         """1 at the first end of text, or at the largest token where eos_token_id is 2, else 0: (B, T, 1)."""
         xp, end = self.xp, self.config.text_config.eos_token_id
+        ids = arrays.astype(xp, ids, xp.int64)  # a narrow type may not hold the end's number
         marks = ids if end == 2 else arrays.astype(xp, ids == end, xp.int64)
         places = xp.arange(ids.shape[1], **arrays.on(arrays.device_of(ids)))
         return arrays.astype(xp, places == xp.argmax(marks, axis=1)[:, None], getattr(xp, self.precision))[:, :, None]
@@ -172,14 +168,14 @@ class CLIP(Model):
         text, vision = self.config.stacks()
         d_texts, d_images, d_scale = contrastive_backward(cache.loss)
         self.keep_weight("logit_scale", d_scale, grads)
-        dy = self.linear_back("text_projection", normalize_backward(d_texts, steps["texts"]), steps, grads)
-        dy = self.norm_back(TEXT_NORM, dy, steps, grads)[:, None, :] * steps["chosen"]
+        dy = self.step_back("text_projection", normalize_backward(d_texts, steps["texts"]), steps, grads)
+        dy = self.step_back(TEXT_NORM, dy, steps, grads)[:, None, :] * steps["chosen"]
         words = self.run_back(text, dy, steps, grads)
         self.place_back(TEXT_PLACES, words, grads)
         self.embed_back(WORDS, words, steps, grads)
-        dy = self.linear_back("visual_projection", normalize_backward(d_images, steps["images"]), steps, grads)
-        dy = self.first_back(self.norm_back(POST_NORM, dy, steps, grads), steps[PATCH])
-        dy = self.norm_back(PRE_NORM, self.run_back(vision, dy, steps, grads), steps, grads)
+        dy = self.step_back("visual_projection", normalize_backward(d_images, steps["images"]), steps, grads)
+        dy = self.first_back(self.step_back(POST_NORM, dy, steps, grads), steps[PATCH])
+        dy = self.step_back(PRE_NORM, self.run_back(vision, dy, steps, grads), steps, grads)
         pixels = self.see_back(dy, PATCH, TOKEN, PLACES, steps, grads) if weights or inputs else None
         grads.inputs = CLIPInputs(words, pixels) if inputs else None
         return grads

@@ -1,159 +1,17 @@
-"""What the models share: modules and their saved tensors, stacks of blocks, and the bookkeeping of gradients.
+"""What the models share: steps forward and backward, the bookkeeping of gradients, and adapters for a whole model."""
 
-A *module* has PEFT's name of it; its tensors have the names under which ``transformers`` 5.23 saves them. A
-configuration lists its modules, and that list is the one map between the two.
-"""
-
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from .. import arrays, checks
+from .. import arrays, checks, nn
 from ..adapters import Adapter, RandLoRA
 from ..bases import draw_bases
 from ..dialects import Dialect, get_dialect
-from ..nn import (
-    BlockSpec,
-    LinearGrads,
-    block,
-    block_backward,
-    cross_entropy_backward,
-    embedding,
-    embedding_backward,
-    layer_norm,
-    linear,
-    linear_backward,
-    norm_backward,
-    patches,
-    patches_backward,
-    rms_norm,
-)
+from .config import Config, Stack
 
 Array = Any
-ACTIVATIONS = {  # the names of configurations, and ours
-    "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu",
-    "silu": "silu",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Module:
-    """A module by PEFT's ``name``, and its ``tensors``: the saved name and shape of its "weight", its "bias".
-
-    ``linear`` ones can be adapted; the weight of a ``transposed`` one (Conv1D) is saved as (in, out).
-    """
-
-    name: str
-    tensors: Mapping[str, tuple[str, tuple[int, ...]]]
-    linear: bool = False
-    transposed: bool = False
-    tied: bool = False  # the weight is another module's
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in) of a linear module."""
-        first, second = self.tensors["weight"][1]
-        return (second, first) if self.transposed else (first, second)
-
-
-def module(
-    name: str, shape: tuple[int, ...], *, saved: str = "", bias: bool = False, transposed: bool = False, **kind: bool
-) -> Module:
-    """A module whose tensors are saved under ``saved`` (its own name if empty), of weight ``shape`` (out, in)."""
-    saved = saved or name
-    tensors = {"weight": (f"{saved}.weight", shape[::-1] if transposed else shape)}
-    return Module(
-        name, tensors | ({"bias": (f"{saved}.bias", shape[:1])} if bias else {}), transposed=transposed, **kind
-    )
-
-
-def bare(name: str, shape: tuple[int, ...]) -> Module:
-    """A weight that is no module's: its saved name is its own."""
-    return Module(name, {"weight": (name, shape)})
-
-
-@dataclass(frozen=True)
-class Stack:
-    """``count`` blocks, layer i's modules under ``prefix``.i. with the suffixes of ``names`` by role.
-
-    ``saved_prefix`` and ``saved_names`` are those of the saved tensors, where they differ.
-    """
-
-    prefix: str
-    count: int
-    spec: BlockSpec
-    names: Mapping[str, str]
-    saved_prefix: str = ""
-    saved_names: Mapping[str, str] = field(default_factory=dict)
-    transposed: bool = False
-
-    def modules(self) -> Iterator[Module]:
-        """The modules of every layer."""
-        norms: dict[str, tuple[int, ...]] = dict.fromkeys(("norm1", "norm2"), (self.spec.width,))
-        for layer in range(self.count):
-            for role, shape in (norms | self.spec.shapes()).items():
-                linear = len(shape) == 2
-                saved = f"{self.saved_prefix or self.prefix}.{layer}.{self.saved_names.get(role, self.names[role])}"
-                kind = {"bias": role in self.spec.biases, "transposed": linear and self.transposed, "linear": linear}
-                yield module(f"{self.prefix}.{layer}.{self.names[role]}", shape, saved=saved, **kind)
-
-
-class Config(ABC):
-    """Base of the configurations: frozen dataclasses whose fields have the keys of the Hugging Face ``config.json``."""
-
-    MODEL_TYPE: ClassVar[str]
-    FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # keys that the model reads in one way only
-
-    @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> Self:
-        """The configuration from the keys of a ``config.json``. ValueError names what the model does not do.
-
-        Dropout is not among it: these models run as in evaluation.
-        """
-        if config.get("model_type", cls.MODEL_TYPE) != cls.MODEL_TYPE:
-            raise ValueError(f"model_type: {config['model_type']!r}; it must be {cls.MODEL_TYPE!r}")
-        for key, allowed in cls.FIXED.items():
-            if key in config and config[key] not in allowed:
-                raise ValueError(f"{key}: {config[key]!r} is not implemented; it must be {allowed[0]!r} or left out")
-        known = {one.name for one in fields(cls)}  # type: ignore[arg-type]
-        return cls(**{key: value for key, value in config.items() if key in known and value is not None})
-
-    def __post_init__(self) -> None:
-        for one in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, one.name)
-            if one.type is int and not one.name.endswith("_id") and (type(value) is not int or value < 1):
-                raise ValueError(f"{one.name}: {value!r}; it must be a positive integer")
-        image, patch = getattr(self, "image_size", 0), getattr(self, "patch_size", 1)
-        if image % patch:
-            raise ValueError(f"image_size: {image}; it must be a multiple of patch_size, {patch}")
-        self.stacks()
-
-    @abstractmethod
-    def stacks(self) -> tuple["Stack", ...]:
-        """The blocks, tower by tower. ValueError names what does not fit."""
-
-    def modules(self) -> Iterator[Module]:
-        """Every module that has tensors: the one map between PEFT's names and saved ones. A tower's are its model's."""
-        yield from ()
-
-
-def block_spec(
-    width: int, hidden: int, heads: int, eps: float, activation: str, biases: Iterable[str], *,
-    key_heads: int | None = None, head_width: int | None = None, **more: bool
-) -> BlockSpec:  # fmt: skip
-    """A ``BlockSpec`` from a configuration's numbers. ValueError if ``heads`` does not divide, or for an activation."""
-    if head_width is None and width % heads:
-        raise ValueError(f"hidden_size or n_embd: {width}; it must be a multiple of the number of heads, {heads}")
-    if activation not in ACTIVATIONS:
-        name, known = "hidden_act or activation_function", ", ".join(ACTIVATIONS)
-        raise ValueError(f"{name}: {activation!r} is not implemented; it must be one of {known}")
-    return BlockSpec(
-        width, hidden, heads, heads if key_heads is None else key_heads, head_width or width // heads, eps,
-        ACTIVATIONS[activation], biases=frozenset(biases), **more
-    )  # fmt: skip
 
 
 class ModelCache(NamedTuple):
@@ -167,7 +25,7 @@ class ModelCache(NamedTuple):
         """∂L/∂logits as rows, or its product with ``through``. ValueError if there was no loss."""
         if self.loss is None:
             raise ValueError("cache: of a forward pass without labels; backward needs the loss")
-        return cross_entropy_backward(self.loss, through=through)
+        return nn.cross_entropy_backward(self.loss, through=through)
 
 
 class Gradients(dict[str, Any]):
@@ -194,6 +52,11 @@ class Model:
 
     def __init__(self, config: Any, weights: Mapping[str, Array], adapters: Mapping[str, Any] | None = None) -> None:
         self.config = self.CONFIG.from_dict(config) if isinstance(config, Mapping) else config
+        if not isinstance(self.config, self.CONFIG):
+            raise TypeError(f"config: {config!r}; it must be a {self.CONFIG.__name__} or the mapping of a config.json")
+        for kind, given in (("weights", weights), ("adapters", {} if adapters is None else adapters)):
+            if not isinstance(given, Mapping):
+                raise TypeError(f"{kind}: {type(given).__name__}; it must be a mapping by name")
         self.weights = dict(weights)
         self.adapters: dict[str, Adapter] = dict(adapters or {})
         self.modules = {one.name: one for one in self.config.modules()}
@@ -209,12 +72,38 @@ class Model:
         for name, adapter in self.adapters.items():
             if name not in linear_modules:
                 raise KeyError(f"adapters: {name!r}; it must be one of {', '.join(linear_modules)}")
+            if isinstance(adapter, type) or not hasattr(adapter, "backward"):
+                raise TypeError(f"adapters[{name!r}]: {type(adapter).__name__}; it must be an adapter")
+            for learned in getattr(adapter, "LEARNED", ())[:1]:  # all of them are alike
+                self.check_floats(**{f"adapters[{name!r}]": getattr(adapter, learned)})
             if tuple(adapter.shape) != linear_modules[name]:
                 raise ValueError(f"adapters: {name!r} is of shape {adapter.shape}; it must be {linear_modules[name]}")
 
     def replace(self, adapters: Mapping[str, Adapter]) -> Self:
         """The same model with other adapters."""
         return type(self)(self.config, self.weights, adapters)
+
+    # -- checks ----------------------------------------------------------------------------------------------
+
+    def check_floats(self, **named: Any) -> None:
+        """A TypeError naming the array that is not of the model's library, device and precision; None is skipped."""
+        checks.floats(weights=next(iter(self.weights.values())), **named)
+
+    def check_tokens(self, config: Any, **given: Any) -> None:
+        """Checks ids (B, T), labels and attention_mask (B, T), and embeddings (B, T, k), which ids may be if alone."""
+        ids, longest, size = given["ids"], config.max_position_embeddings, config.vocab_size
+        checks.namespace(weights=next(iter(self.weights.values())), **given)
+        if ids.ndim not in (2, 2 if "embeddings" in given else 3) or 0 in ids.shape or ids.shape[1] > longest:
+            raise ValueError(f"ids: shape {tuple(ids.shape)}; it must be (batch, tokens), of 1 to {longest} tokens")
+        embedded = "ids" if ids.ndim == 3 else "embeddings"
+        self.check_floats(**{embedded: given.get(embedded)})
+        for name, x in given.items():
+            if x is not None:
+                checks.shape(name, x, (*ids.shape[:2], *(self.config.stacks()[0].spec.width,) * (name == embedded)))
+        if (mask := given["attention_mask"]) is not None and arrays.dtype_name(mask) != "bool":
+            checks.integers("attention_mask", mask)
+        tokens, labels = None if ids.ndim == 3 else ids, given.get("labels")
+        checks.index_range(ids=(tokens, size, None), labels=(labels, size, nn.IGNORED))
 
     # -- forward: every step leaves its cache under its module's name ---------------------------------------
 
@@ -227,22 +116,17 @@ class Model:
 
     def linear(self, name: str, x: Array, caches: dict[str, Any]) -> Array:
         """A linear module outside the blocks."""
-        y, caches[name] = linear(x, *self.tensors(name), self.adapters.get(name))
+        y, caches[name] = nn.linear(x, *self.tensors(name), self.adapters.get(name))
         return y
 
-    def norm(self, name: str, x: Array, caches: dict[str, Any], spec: BlockSpec) -> Array:
+    def norm(self, name: str, x: Array, caches: dict[str, Any], spec: nn.BlockSpec) -> Array:
         """A norm outside the blocks."""
-        y, caches[name] = (layer_norm if spec.centred else rms_norm)(x, *self.tensors(name), spec.eps)
+        y, caches[name] = (nn.layer_norm if spec.centred else nn.rms_norm)(x, *self.tensors(name), spec.eps)
         return y
 
     def embed(self, name: str, ids: Array, caches: dict[str, Any]) -> Array:
-        """Rows of a table, or ``ids`` itself if it holds embeddings (B, T, k) already. Ranges are the caller's."""
-        table, _ = self.tensors(name)
-        if ids.ndim == 3:
-            checks.shape("embeddings", ids, (*ids.shape[:2], table.shape[1]))
-            caches[name] = None
-            return ids
-        y, caches[name] = embedding(ids, table, checked=True)
+        """Rows of a table, or ``ids`` itself and no cache if it holds embeddings (B, T, k); checked by the caller."""
+        y, caches[name] = (ids, None) if ids.ndim == 3 else nn.embedding(ids, self.tensors(name)[0], checked=True)
         return y
 
     def run(self, stack: Stack, x: Array, caches: dict[str, Any], mask: Any = None, tables: Any = None) -> Array:
@@ -251,17 +135,16 @@ class Model:
             names = {role: f"{stack.prefix}.{layer}.{suffix}" for role, suffix in stack.names.items()}
             parameters = {role: self.tensors(name) for role, name in names.items()}
             adapters = {role: self.adapters[name] for role, name in names.items() if name in self.adapters}
-            x, caches[f"{stack.prefix}.{layer}"] = block(x, stack.spec, parameters, adapters, mask, tables)
+            x, caches[f"{stack.prefix}.{layer}"] = nn.block(x, stack.spec, parameters, adapters, mask, tables)
         return x
 
     def see(self, pixels: Array, patch: str, token: str, places: str, size: int, caches: dict[str, Any]) -> Array:
         """(B, 1 + N, k): the token, the N patches of ``pixels`` (B, C, size, size) through ``patch``; plus places."""
         kernel, bias = self.tensors(patch)
         checks.shape("pixels", pixels, (*pixels.shape[:1], kernel.shape[1], size, size))
-        cut, caches["pixels"] = patches(pixels, kernel.shape[2])
-        y, caches[patch] = linear(cut, self.xp.reshape(kernel, (kernel.shape[0], -1)), bias)
-        first = self.xp.reshape(self.tensors(token)[0], (1, 1, -1))
-        first = self.xp.broadcast_to(first, (y.shape[0], 1, y.shape[2]))
+        cut, caches["pixels"] = nn.patches(pixels, kernel.shape[2])
+        y, caches[patch] = nn.linear(cut, self.xp.reshape(kernel, (kernel.shape[0], -1)), bias)
+        first = self.xp.broadcast_to(self.xp.reshape(self.tensors(token)[0], (1, 1, -1)), (y.shape[0], 1, y.shape[2]))
         return arrays.concat(self.xp, [first, y], 1) + self.tensors(places)[0]
 
     # -- backward: the same steps, each gradient laid where it belongs ---------------------------------------
@@ -278,15 +161,10 @@ class Model:
             value = self.xp.reshape(value.T if this.transposed and part == "weight" else value, shape)
             grads.weights[saved] = grads.weights[saved] + value if saved in grads.weights else value
 
-    def linear_back(self, name: str, dy: Array, caches: dict[str, Any], grads: Gradients) -> Array:
-        """Backward of ``linear``."""
-        dx, own = linear_backward(dy, caches[name], weight_grad=grads.weights is not None)
-        self.keep(name, own, grads)
-        return dx
-
-    def norm_back(self, name: str, dy: Array, caches: dict[str, Any], grads: Gradients) -> Array:
-        """Backward of ``norm``."""
-        dx, own = norm_backward(dy, caches[name], weight_grad=grads.weights is not None)
+    def step_back(self, name: str, dy: Array, caches: dict[str, Any], grads: Gradients) -> Array:
+        """Backward of ``linear``, or of ``norm``, whose weight has one axis."""
+        backward = nn.norm_backward if len(self.modules[name].tensors["weight"][1]) == 1 else nn.linear_backward
+        dx, own = backward(dy, caches[name], weight_grad=grads.weights is not None)
         self.keep(name, own, grads)
         return dx
 
@@ -294,29 +172,29 @@ class Model:
         """Backward of ``run``."""
         for layer in reversed(range(stack.count)):
             cache = caches[f"{stack.prefix}.{layer}"]
-            dy, own = block_backward(dy, cache, weight_grad=grads.weights is not None)
+            dy, own = nn.block_backward(dy, cache, weight_grad=grads.weights is not None)
             for role, found in own.items():
                 self.keep(f"{stack.prefix}.{layer}.{stack.names[role]}", found, grads)
         return dy
 
     def keep_weight(self, name: str, value: Array, grads: Gradients) -> None:
         """Add the gradient of a bare weight, a table or a token, if asked for."""
-        self.keep(name, LinearGrads(value, None), grads)
+        self.keep(name, nn.LinearGrads(value, None), grads)
 
     def embed_back(self, name: str, dy: Array, caches: dict[str, Any], grads: Gradients) -> None:
-        """Backward of ``embed``, for the table."""
+        """Backward of ``embed``, for the table; the row of a configuration's ``pad_token_id`` is left out."""
         if grads.weights is not None:
-            given = caches[name] is None  # embeddings came in place of tokens: no row of the table was used
-            zero = 0 * self.tensors(name)[0] if given else None
-            self.keep_weight(name, zero if given else embedding_backward(dy, caches[name]), grads)
+            cache, pad = caches[name], getattr(self.config, "pad_token_id", None)
+            if cache and pad is not None:
+                padding = (cache[0] == pad % self.config.vocab_size)[:, :, None]
+                dy = self.xp.where(padding, self.xp.zeros_like(dy), dy)
+            self.keep_weight(name, nn.embedding_backward(dy, cache) if cache else 0 * self.tensors(name)[0], grads)
 
     def place_back(self, name: str, dy: Array, grads: Gradients) -> None:
         """The gradient of a table of places, of which the input took the first ones."""
         if grads.weights is not None:
-            rest = self.modules[name].tensors["weight"][1][0] - dy.shape[1]
-            sums = self.xp.sum(dy, axis=0)
-            pad = self.xp.zeros((rest, dy.shape[2]), dtype=dy.dtype, **arrays.on(arrays.device_of(dy)))
-            self.keep_weight(name, arrays.concat(self.xp, [sums, pad], 0), grads)
+            rest = self.xp.zeros_like(self.tensors(name)[0][dy.shape[1] :, :])
+            self.keep_weight(name, arrays.concat(self.xp, [self.xp.sum(dy, axis=0), rest], 0), grads)
 
     def first_back(self, dy: Array, patch_cache: Any) -> Array:
         """Backward of taking the first token: ``dy`` (B, k) there, zero at the N patches."""
@@ -329,9 +207,7 @@ class Model:
         sums = self.xp.sum(dy, axis=0)
         self.keep_weight(places, sums, grads)
         self.keep_weight(token, sums[0, :], grads)
-        dx, own = linear_backward(dy[:, 1:, :], caches[patch], weight_grad=grads.weights is not None)
-        self.keep(patch, own, grads)
-        return patches_backward(dx, caches["pixels"])
+        return nn.patches_backward(self.step_back(patch, dy[:, 1:, :], caches, grads), caches["pixels"])
 
 
 def adapt(
@@ -340,18 +216,23 @@ def adapt(
 ) -> dict[str, RandLoRA]:  # fmt: skip
     """RandLoRA adapters at their start by module name, all on one pair of bases that is sliced for each layer.
 
-    ``modules``: names, or endings of names as in PEFT's ``target_modules``; None takes every linear module of the
-    blocks. Library, device and dtype are the model's; a configuration alone gives NumPy's float32 unless ``dtype``.
-    ``scale``: ``alpha`` or ``scaling``. Raises ValueError for an ending that no linear module has.
+    ``modules``: names, or endings of names as in PEFT's ``target_modules`` lists; a text is one of them, but for
+    "all-linear", which is every linear module without a language model's head, as PEFT takes it (ViT's classifier and
+    CLIP's projections are among them); None takes every linear module of the blocks. Library, device and dtype are the
+    model's; a configuration alone gives NumPy's float32 unless ``dtype``. ``scale``: ``alpha`` or ``scaling``. Raises
+    ValueError for an ending that no linear module has, and for none at all.
     """
-    xp: Any = np
-    device, own, config = None, get_dialect(dialect), model.config if isinstance(model, Model) else model
+    xp, device, own, config = np, None, get_dialect(dialect), model.config if isinstance(model, Model) else model
     if isinstance(model, Model):
         xp, dtype, device = model.xp, dtype or model.precision, arrays.device_of(next(iter(model.weights.values())))
     shapes = {one.name: one.shape for one in config.modules() if one.linear}
     if modules is None:
         modules = [one.name for stack in config.stacks() for one in stack.modules() if one.linear]
-    endings = list(modules)
+    elif isinstance(modules, str):
+        modules = [name for name in shapes if name != "lm_head"] if modules == "all-linear" else [modules]
+    endings = list(modules) if isinstance(modules, Iterable) else []
+    if not endings:
+        raise ValueError(f"modules: {modules!r}; it must be a name or an ending of names, or list at least one")
     for end in endings:
         if not any(f".{name}".endswith(f".{end}") for name in shapes):
             raise ValueError(f"modules: {end!r}; it must be the name or the ending of a linear module's name")

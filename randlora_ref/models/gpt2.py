@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from .causal import CausalModel
-from .core import Config, Module, Stack, block_spec, module
+from .config import Config, Module, Stack, block_spec, module
 
 ROLES = {
     "norm1": "ln_1", "qkv": "attn.c_attn", "o": "attn.c_proj", "norm2": "ln_2", "up": "mlp.c_fc", "down": "mlp.c_proj",
@@ -18,13 +18,23 @@ ROLES = {
 
 @dataclass(frozen=True)
 class GPT2Config(Config):
-    """The keys of GPT-2's ``config.json`` that matter here; ``n_inner`` None is 4·``n_embd``."""
+    """The keys of GPT-2's ``config.json`` that matter here; ``n_inner`` None is 4·``n_embd``.
+
+    ``from_dict`` takes the names that other models have for four of them as well, as `transformers` does; both
+    spellings at once, and different, are refused (there the other name wins).
+    """
 
     MODEL_TYPE: ClassVar[str] = "gpt2"
     FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {
         "add_cross_attention": (False,), "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,),
         "reorder_and_upcast_attn": (False,),
     }  # fmt: skip
+    ALIASES: ClassVar[dict[str, str]] = {
+        "num_attention_heads": "n_head",
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "max_position_embeddings": "n_positions",
+    }
     vocab_size: int = 50257
     n_positions: int = 1024
     n_embd: int = 768

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
+from ..nn.rotary import RotaryScaling, read_scaling
 from .causal import CausalModel
-from .core import Config, Module, Stack, block_spec, module
+from .config import Config, Module, Stack, block_spec, module
 
 ROLES = {
     "norm1": "input_layernorm", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
@@ -16,10 +17,17 @@ ROLES = {
 
 @dataclass(frozen=True)
 class LlamaConfig(Config):
-    """The keys of Llama's ``config.json`` that matter here. ``num_key_value_heads`` None: as many as heads."""
+    """The keys of Llama's ``config.json`` that matter here. ``num_key_value_heads`` None: as many as heads.
+
+    ``rope_scaling`` (in newer files ``rope_parameters``) is a mapping as in ``config.json``, of the type "default",
+    "linear" or "llama3"; it is kept as ``rope_theta`` and a ``RotaryScaling``. ``pad_token_id``: the lookup leaves that
+    row of the table without a gradient, as ``torch.nn.Embedding`` does, and a tied head's part of it stays; a negative
+    one counts from the end.
+    """
 
     MODEL_TYPE: ClassVar[str] = "llama"
-    FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {"rope_scaling": (None,), "pretraining_tp": (1,)}
+    ALIASES: ClassVar[dict[str, str]] = {"rope_parameters": "rope_scaling"}
+    FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {"partial_rotary_factor": (None, 1.0), "pretraining_tp": (1,)}
     vocab_size: int = 32000
     hidden_size: int = 4096
     intermediate_size: int = 11008
@@ -34,24 +42,26 @@ class LlamaConfig(Config):
     attention_bias: bool = False
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
+    pad_token_id: int | None = None
+    rope_scaling: RotaryScaling | Mapping[str, Any] | None = None
 
-    @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> Self:
-        """As ``Config.from_dict``; of ``rope_parameters``, the default kind and its theta."""
-        rope = dict(config.get("rope_parameters") or {})
-        if rope.pop("rope_type", "default") != "default":
-            raise ValueError(f"rope_type: {config['rope_parameters']['rope_type']!r}; rope scaling is not implemented")
-        theta = {"rope_theta": rope.pop("rope_theta")} if "rope_theta" in rope else {}
-        if rope:
-            raise ValueError(f"rope_parameters: {next(iter(rope))!r} is not implemented; it must be left out")
-        return super().from_dict({**config, **theta})
+    def __post_init__(self) -> None:
+        if isinstance(self.rope_scaling, Mapping):
+            given = dict(self.rope_scaling)
+            object.__setattr__(self, "rope_theta", given.pop("rope_theta", self.rope_theta))
+            object.__setattr__(self, "rope_scaling", read_scaling(given, self.max_position_embeddings))
+        super().__post_init__()
+        if (width := self.stacks()[0].spec.head_width) % 2:
+            raise ValueError(f"head_dim: {width}; it must be even, for its coordinates are turned in pairs")
+        if self.pad_token_id is not None and self.pad_token_id >= self.vocab_size:
+            raise ValueError(f"pad_token_id: {self.pad_token_id}; it must be below vocab_size, {self.vocab_size}")
 
     def stacks(self) -> tuple[Stack, ...]:
         """The blocks."""
         numbers = (self.hidden_size, self.intermediate_size, self.num_attention_heads, self.rms_norm_eps)
         biases = (*"qkvo" * self.attention_bias, *("gate", "up", "down") * self.mlp_bias)
-        keys: dict[str, Any] = {"key_heads": self.num_key_value_heads, "head_width": self.head_dim}
-        spec = block_spec(*numbers, self.hidden_act, biases, **keys, centred=False, gated=True)
+        heads = (self.num_key_value_heads, self.head_dim)
+        spec = block_spec(*numbers, self.hidden_act, biases, *heads, centred=False, gated=True)
         return (Stack("model.layers", self.num_hidden_layers, spec, ROLES),)
 
     def modules(self) -> Iterator[Module]:

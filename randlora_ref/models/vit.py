@@ -5,11 +5,12 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from .. import checks
 from ..nn import IGNORED, cross_entropy
-from .core import Config, Gradients, Model, ModelCache, Module, Stack, bare, block_spec, module
+from .config import Config, Module, Stack, bare, block_spec, module
+from .core import Gradients, Model, ModelCache
 
 Array = Any
 ROLES = {
@@ -27,7 +28,10 @@ PATCH, TOKEN, PLACES = (
 
 @dataclass(frozen=True)
 class ViTConfig(Config):
-    """The keys of ViT's ``config.json`` that matter here; ``id2label`` gives ``num_labels``."""
+    """The keys of ViT's ``config.json`` that matter here; ``id2label`` gives ``num_labels``.
+
+    With one label `transformers` takes the mean squared error, which is refused here, as other problem types are.
+    """
 
     MODEL_TYPE: ClassVar[str] = "vit"
     FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {"problem_type": (None, "single_label_classification")}
@@ -44,13 +48,17 @@ class ViTConfig(Config):
     qkv_bias: bool = True
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> Self:
-        """As ``Config.from_dict``; the labels are counted in ``id2label``."""
-        labels = {"num_labels": len(config["id2label"])} if "id2label" in config else {}
-        return super().from_dict({**config, **labels})
+    def _resolved(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if (names := given.get("id2label")) is not None:
+            if not isinstance(names, Mapping) or given.get("num_labels", len(names)) != len(names):
+                raise ValueError(f"id2label: {names!r}; it must be a mapping, of as many labels as num_labels says")
+            given["num_labels"] = len(names)
+        return given
 
     def stacks(self) -> tuple[Stack, ...]:
         """The blocks."""
+        if self.num_labels == 1:
+            raise ValueError("num_labels: 1; regression is not implemented, so it must be 2 or more")
         biases = set(ROLES) - (set() if self.qkv_bias else {"q", "k", "v"})
         numbers = (self.hidden_size, self.intermediate_size, self.num_attention_heads, self.layer_norm_eps)
         spec = block_spec(*numbers, self.hidden_act, biases)
@@ -74,7 +82,8 @@ class ViT(Model):
 
     def forward(self, pixels: Array, labels: Array | None = None) -> tuple[Array | None, ModelCache]:
         """(L, cache) of ``pixels`` (B, C, H, W) and integer ``labels`` (B,), −100 left out; None without labels."""
-        checks.namespace(weights=next(iter(self.weights.values())), pixels=pixels, labels=labels)
+        self.check_floats(pixels=pixels)
+        checks.namespace(pixels=pixels, labels=labels)
         checks.index_range(labels=(labels, self.config.num_labels, IGNORED))
         (stack,), steps = self.config.stacks(), dict[str, Any]()
         x = self.run(stack, self.see(pixels, PATCH, TOKEN, PLACES, self.config.image_size, steps), steps)
@@ -88,8 +97,8 @@ class ViT(Model):
     def backward(self, cache: ModelCache, *, weights: bool = False, inputs: bool = False) -> Gradients:
         """The gradients of L; ``weights`` adds every saved tensor's, ``inputs`` that of the pixels (B, C, H, W)."""
         grads, steps, (stack,) = Gradients(weights), cache.steps, self.config.stacks()
-        dy = self.linear_back("classifier", cache.d_logits(), steps, grads)
-        dy = self.norm_back("vit.layernorm", dy, steps, grads)
+        dy = self.step_back("classifier", cache.d_logits(), steps, grads)
+        dy = self.step_back("vit.layernorm", dy, steps, grads)
         dy = self.run_back(stack, self.first_back(dy, steps[PATCH]), steps, grads)
         pixels = self.see_back(dy, PATCH, TOKEN, PLACES, steps, grads) if weights or inputs else None
         grads.inputs = pixels if inputs else None

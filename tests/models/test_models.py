@@ -213,7 +213,7 @@ def test_a_text_of_padding_alone() -> None:
 )  # fmt: skip
 def test_configurations_refused(kind: Any, key: str, value: Any) -> None:
     """What a model does not do is refused by its name."""
-    names = {"rope_parameters": "rope", "num_key_value_heads": "key_heads", "num_attention_heads": "hidden_size"}
+    names = {"rope_parameters": "rope", "num_attention_heads": "hidden_size"}
     names |= {"text_config": "hidden_act", "vision_config": "image_size"}
     with pytest.raises(ValueError, match=names.get(key, key)):
         kind.from_dict({key: value})
@@ -248,6 +248,8 @@ def test_bad_inputs(name: str) -> None:
             (np.full((3, 6), -1), IndexError, "ids: holds -1"),
             (np.zeros((3, 8), dtype=int), ValueError, "ids: shape"),
             (np.zeros(3, dtype=int), ValueError, "ids: shape"),
+            (np.zeros((3, 0), dtype=int), ValueError, "ids: shape"),
+            (np.zeros((0, 6), dtype=int), ValueError, "ids: shape"),
         ],
         "labels": [(np.where(given.get("labels", 0) == 4, 99, given.get("labels", 0)), IndexError, "labels: holds 99")],
         "attention_mask": [(np.ones((3, 5), dtype=int), ValueError, "attention_mask: shape")],

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from randlora_ref import nn, spec
-from randlora_ref.models import core
 from randlora_ref.verify import audit, complex_step, gauge, integers
 
 
@@ -96,7 +95,7 @@ def strict() -> audit.Backend:
         (nn, "embedding", 2.0**-52, "nn.embedding:"),
         (nn, "activation", 1e-11, "nn.gelu:"),
         (nn, "attention", float("nan"), "nn.attention, causal and padded:"),
-        (core, "block", 1e-11, "Llama at the generic point: values"),
+        (nn, "block", 1e-11, "Llama at the generic point: values"),
     ],
 )
 def test_the_audit_sees_what_another_library_alone_computes_wrongly(
