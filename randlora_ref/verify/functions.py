@@ -55,7 +55,7 @@ def beside(x: Array, host: Array) -> Array:
 def linear(choose: Choose, rng: np.random.Generator) -> Point:
     """A layer without adapter; blocks have those with one."""
     out, in_, leading = choose((3, 1, 5)), choose((4, 1, 7)), choose(LEADING)
-    values = {"x": rng.standard_normal((*leading, in_)), "weight": rng.standard_normal((out, in_))}
+    values: Results = {"x": rng.standard_normal((*leading, in_)), "weight": rng.standard_normal((out, in_))}
     values |= {"bias": rng.standard_normal(out)} if choose((True, False)) else {}
 
     def gradients(dy: Array, x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, ...]:
