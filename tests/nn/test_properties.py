@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from strategies import drawn
+from hypothesis import given
+from strategies import drawn, examples
 
 from randlora_ref.verify import block, functions, points
 from randlora_ref.verify.configurations import HOST, SEEDS, Backend, Choose, draw_block
@@ -38,6 +38,7 @@ def test_functions(name: str) -> None:
     check()
 
 
+@examples(20)
 @given(drawn(draw_block))
 def test_blocks(case: Any) -> None:
     """A block of any kind, any subset of its layers adapted by any method, equals ``spec.block``."""
@@ -46,6 +47,7 @@ def test_blocks(case: Any) -> None:
         holds(one, point)
 
 
+@examples(20)
 @given(drawn(draw_block))
 def test_what_changes_nothing_in_a_block(case: Any) -> None:
     """Batch, padding, later tokens, merging, one more adapter at its start, laws of ΔW."""
@@ -59,7 +61,7 @@ def test_every_array_library(library: Any, name: str) -> None:
     backend = Backend(library.xp, library.device)
     subject = drawn(lambda choose: block.point(draw_block(choose))) if name == "block" else at(name)
 
-    @settings(max_examples=10)
+    @examples(4)
     @given(subject)
     def check(point: points.Point) -> None:
         read_only = {key: x.copy() for key, x in point.values.items()}
