@@ -70,3 +70,12 @@ def library(request: pytest.FixtureRequest) -> Library:
 def cupy() -> Library:
     """CuPy where there is a GPU, for tests marked gpu that are about it alone."""
     return Library("cupy")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """After a thorough run, the worst figure of every property and of how many configurations it is."""
+    if settings().max_examples > 50:
+        from strategies import WORST
+
+        for name, (count, worst, limit) in WORST.items():
+            terminalreporter.write_line(f"{count:6} {worst:10.3g} <= {limit:8.3g}  {name}")

@@ -1,4 +1,7 @@
-"""Whole configurations by hypothesis: the same drawing as the audit's, with hypothesis choosing."""
+"""Whole configurations by hypothesis: the same drawing as the audit's, with hypothesis choosing.
+
+``holds`` keeps the worst figure of each property and how often it was taken; the profile ``thorough`` ends with them.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +9,18 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from randlora_ref.verify.configurations import Choose
+from randlora_ref.verify.configurations import HOST, Backend, Choose
+from randlora_ref.verify.points import Property
+
+WORST: dict[str, tuple[int, float, float]] = {}  # how many configurations, the worst figure, its limit
+
+
+def holds(of: str, one: Property, subject: Any, backend: Backend = HOST) -> None:
+    """A property of ``of`` has a figure from 0 to its limit, which NaN has not."""
+    figure, name = one.figure(subject, backend), f"{of}: {one.name}"
+    count, worst, _ = WORST.get(name, (0, 0.0, 0.0))
+    WORST[name] = count + 1, max(worst, figure), one.limit
+    assert 0 <= figure <= one.limit, f"{name}: {figure} <= {one.limit} ({one.formula})"
 
 
 def examples(few: int) -> settings:
