@@ -61,7 +61,6 @@ def largest_shape(shapes: Sequence[tuple[int, int]], dialect: Dialect) -> tuple[
 
     PEFT takes the element-wise maximum of (out, in) first, so an up- and a down-projection together make d_max = D_max.
     """
-    shapes = checks.layer_shapes(shapes)
     if dialect.name == "peft":
         return sides((max(out for out, _ in shapes), max(in_ for _, in_ in shapes)))
     return max(sides(shape)[0] for shape in shapes), max(sides(shape)[1] for shape in shapes)
@@ -87,7 +86,7 @@ def draw_bases(
     B is laid out in memory as (D_max, n_max, r), so that [B_1 … B_n] of a layer is a view.
     """
     dialect, seed = get_dialect(dialect), checks.seed(seed)
-    checks.integer("rank", rank)
+    rank, shapes = checks.integer("rank", rank), checks.layer_shapes(shapes)
     D, d = largest_shape(shapes, dialect)
     n = max(dialect.terms((D, d), rank), *(dialect.terms(shape, rank) for shape in shapes))
     checks.choice("dtype", dtype, ("float32", "float64"))

@@ -252,7 +252,6 @@ def layer_shapes(values: Any) -> list[tuple[int, int]]:
     return [layer_shape(value) for value in values]
 
 
-def sizes(out_features: Any, in_features: Any, rank: Any = 1) -> None:
-    """A ValueError unless all three are positive integers."""
-    layer_shape((out_features, in_features))
-    integer("rank", rank)
+def sizes(out_features: Any, in_features: Any, rank: Any = 1) -> tuple[int, int, int]:
+    """All three as ints. A ValueError unless they are positive integers."""
+    return *layer_shape((out_features, in_features)), integer("rank", rank)

@@ -314,6 +314,17 @@ def test_numbers_that_are_none_are_refused_by_name(name: str) -> None:
                 call.run(**{**arrays(call), **numbers(call), one: value})
 
 
+@pytest.mark.parametrize("start", [rl.RandLoRA.start, LoRA.start, VeRA.start, NoLA.start, RandLoRAa.start])
+def test_sizes_of_numpys_narrow_integers(start: Any) -> None:
+    """A size or a rank held in a byte counts beyond it all the same."""
+    right, found = start(200, 130, 3), start(np.uint8(200), np.int16(130), np.uint8(3))
+    assert found.num_parameters() == right.num_parameters()
+    for name in right.LEARNED:
+        assert np.array_equal(getattr(found, name), getattr(right, name))
+    drawn = rl.draw_bases("peft", shapes=[(np.uint8(200), np.int16(130))], rank=np.uint8(3))
+    assert drawn.B.shape == (44, 200, 3)
+
+
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 

@@ -72,7 +72,7 @@ class RandLoRAa(LowRank):
         The bases have unit variance: A_i[k, j] is word (j·n + i)·r + k of stream 1, B_i[o, k] word (o·n + i)·r + k of
         stream 2, i from 0.
         """
-        checks.sizes(out_features, in_features, rank)
+        out_features, in_features, rank = checks.sizes(out_features, in_features, rank)
         shape = (out_features, in_features)
         (D, d), n = sides(shape), number_of_terms(shape, rank)
         made, draws = options(dtype, xp, device), {"seed": seed, "dtype": dtype, "xp": xp, "device": device}
@@ -133,7 +133,7 @@ def randlora_b(
     fraction 1/(2n + 2). Keeping n is our reading; §6.3 fixes the two numbers and not the way there.
     Other options are those of ``RandLoRA.start``. Raises ValueError for a ``rank`` below 2.
     """
-    checks.sizes(out_features, in_features, rank)
+    out_features, in_features, rank = checks.sizes(out_features, in_features, rank)
     if rank < 2:
         raise ValueError(f"rank: {rank}; it must be at least 2, to be halved")
     dialect = get_dialect(dialect)

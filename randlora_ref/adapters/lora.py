@@ -62,7 +62,7 @@ class LoRA(LowRank):
 
         A[k, i] is drawn as word i·r + k of stream 1.
         """
-        checks.sizes(out_features, in_features, rank)
+        out_features, in_features, rank = checks.sizes(out_features, in_features, rank)
         A = uniform(in_features, rank, in_features**-0.5, seed=seed, dtype=dtype, xp=xp, device=device).T
         B = xp.zeros((out_features, rank), **options(dtype, xp, device))
         return cls(out_features=out_features, in_features=in_features, rank=rank, A=A, B=B, alpha=alpha)

@@ -44,7 +44,7 @@ class NoLA(LowRank):
 
     def __post_init__(self) -> None:
         (out_features, in_features), rank = (self.out_features, self.in_features), self.rank
-        checks.sizes(out_features, in_features, rank)
+        out_features, in_features, rank = checks.sizes(out_features, in_features, rank)
         checks.number("alpha", self.alpha)
         checks.namespace(c0=self.c0)
         if self.c0.ndim != 1 or self.c0.shape[0] < 1:
@@ -76,7 +76,7 @@ class NoLA(LowRank):
         The bases have unit variance, as theirs; the draws are our own: with k bases, A_b[a, i] is word (i·k + b)·r + a
         of stream 1, and B_b[o, a] word (o·k + b)·r + a of stream 2. So a smaller layer's bases begin a larger one's.
         """
-        checks.sizes(out_features, in_features, rank)
+        out_features, in_features, rank = checks.sizes(out_features, in_features, rank)
         checks.integer("num_bases", num_bases)
         k, made = num_bases, options(dtype, xp, device)
         draws = {"seed": seed, "dtype": dtype, "xp": xp, "device": device}

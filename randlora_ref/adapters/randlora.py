@@ -152,7 +152,7 @@ class RandLoRA(LinearAdapter):
         """
         dialect = get_dialect(dialect)
         shape = (out_features, in_features)
-        checks.sizes(out_features, in_features, rank)
+        out_features, in_features, rank = checks.sizes(out_features, in_features, rank)
         if bases is None:
             seed = dialect.default_seed if seed is None else seed
             drawn: Literal["float32", "float64"] = "float64" if dtype == "float64" else "float32"

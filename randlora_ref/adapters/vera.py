@@ -65,7 +65,7 @@ class VeRA(LinearAdapter):
 
     def __post_init__(self) -> None:
         out_features, in_features, rank = self.out_features, self.in_features, self.rank
-        checks.sizes(out_features, in_features, rank)
+        out_features, in_features, rank = checks.sizes(out_features, in_features, rank)
         checks.namespace(A=self.A, B=self.B)
         if self.A.ndim != 2 or self.A.shape[1] < in_features:
             raise ValueError(f"A: shape {tuple(self.A.shape)}; it must be ({rank}, {in_features}) or wider")
@@ -97,7 +97,7 @@ class VeRA(LinearAdapter):
 
         ``bases`` (A, B) are shared ones, which settle ``xp`` and ``device``; None draws the layer's own.
         """
-        checks.sizes(out_features, in_features, rank)
+        out_features, in_features, rank = checks.sizes(out_features, in_features, rank)
         checks.number("d_initial", d_initial)
         if bases is None:
             bases = vera_bases([(out_features, in_features)], rank, seed=seed, dtype=dtype, xp=xp, device=device)
