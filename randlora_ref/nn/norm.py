@@ -6,10 +6,11 @@ LayerNorm is RMSNorm of the centred input, and one pair of functions serves both
 
 The squares are taken of c/m, m = max(max|c|, √ε) of the row, which cancels: c² itself may overflow or vanish.
 
-Backward, g = dy∘w: from dr = −r³·mean(c∘dc) follows dx̂ = r·dc − x̂·mean(x̂∘r·dc), a symmetric map, so ∂L/∂c is
-r·(g − x̂·mean(x̂∘g)); centring, symmetric too, takes the mean away. x̂ has mean zero then, so only g's is left:
+Backward, g = dy∘w: from dr = −r³·mean(c∘dc) follows dx̂ = r·dc − x̂·mean(x̂∘r·dc), a symmetric map, and centring, dc =
+dx − mean(dx), is symmetric too, so each is applied to the cotangent in turn (x̂ has mean zero but for rounding, which a
+nearly constant row magnifies, so centring comes last):
 
-    ∂L/∂x = r·(g − [mean(g)] − x̂·mean(x̂∘g)),   ∂L/∂w = Σ_rows dy∘x̂,   ∂L/∂b = Σ_rows dy.
+    ∂L/∂c = r·(g − x̂·mean(x̂∘g)),   ∂L/∂x = ∂L/∂c − [mean(∂L/∂c)],   ∂L/∂w = Σ_rows dy∘x̂,   ∂L/∂b = Σ_rows dy.
 """
 
 import math
@@ -74,12 +75,10 @@ def norm_backward(dy: Array, cache: NormCache, *, weight_grad: bool = False) -> 
 
     def rows(dy: Array, normal: Array, inverse: Array) -> tuple[Array, ...]:
         g = dy * cache.weight
-        g_mean = xp.sum(g, axis=-1, keepdims=True) / k
-        along = xp.sum(normal * g, axis=-1, keepdims=True) / k
-        if cache.centred:
-            g -= g_mean
-        g -= normal * along
+        g -= normal * (xp.sum(normal * g, axis=-1, keepdims=True) / k)
         g *= inverse
+        if cache.centred:
+            g -= xp.sum(g, axis=-1, keepdims=True) / k
         return (g,)
 
     checks.shape("dy", dy, cache.shape)
