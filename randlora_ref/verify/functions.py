@@ -235,7 +235,11 @@ def contrastive(choose: Choose, rng: np.random.Generator) -> Point:
         dZ = spec.cross_entropy_backward(dy, Z, labels) + spec.cross_entropy_backward(dy, Z.T, labels).T
         return scale * (dZ @ images) / 2, scale * (dZ.T @ texts) / 2, np.sum(dZ * Z) / 2
 
-    return pair(rng, values, nn.contrastive, lambda dy, cache: nn.contrastive_backward(cache, dy), value, gradients)
+    # dZ is a difference of probabilities, so the gradients are of its products with the vectors and with Z
+    scale, most = float(np.exp(values["log_scale"])), float(max(np.max(np.abs(values[name])) for name in values))
+    size = scale * max(most, width * most**2) / count
+    back = nn.contrastive_backward
+    return pair(rng, values, nn.contrastive, lambda dy, cache: back(cache, dy), value, gradients, size)
 
 
 FUNCTIONS: dict[str, Drawn] = {
