@@ -40,6 +40,8 @@ class Bases:
 
     def __post_init__(self) -> None:
         checks.namespace(A=self.A, B=self.B)
+        for name, basis in (("A", self.A), ("B", self.B)):
+            checks.precision(name, basis)
         if self.A.ndim != 2 or 0 in self.A.shape:
             raise ValueError(f"A: shape {tuple(self.A.shape)}; it must be (r, d), none of them 0")
         if self.B.ndim != 3 or 0 in self.B.shape:

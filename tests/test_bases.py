@@ -175,3 +175,6 @@ def test_bad_pairs_are_named() -> None:
         Bases([[1.0]], np.zeros((2, 5, 3)))
     with pytest.raises(ValueError, match="a layer of n = 2, D = 6, d = 4 needs 6 in B"):
         Bases(np.zeros((2, 4)), np.zeros((2, 5, 2))).slice(2, 6, 4)
+    for dtype in (">f8", int, bool, object):
+        with pytest.raises(TypeError, match=r"^B: dtype .*; it must be float16"):
+            Bases(np.zeros((2, 4)), np.zeros((2, 5, 2), dtype))
