@@ -14,6 +14,7 @@ from .. import spec
 from ..arrays import UNIT_ROUNDOFF
 from ..bases import Kind, draw_bases
 from ..dialects import DIALECTS
+from ..verify.integers import fractions
 from . import oracle
 
 Array = Any
@@ -119,7 +120,7 @@ def rounded(x: Array, dtype: str) -> Array:
 
 def layer_outputs(case: Case, number: Any = np.float64) -> dict[str, Array]:
     """``spec``'s ΔW, y and gradients for a layer case, in float64, or in exact rationals for ``number=Fraction``."""
-    c = case.with_arrays(oracle.fractions if number is Fraction else lambda x: np.asarray(x, dtype=number))
+    c = case.with_arrays(fractions if number is Fraction else lambda x: np.asarray(x, dtype=number))
     factors = (c.A, c.B, c.lambda_, c.gamma)
     scaling = number(case.scaling)
     gradients = spec.backward(c.dy, c.x, c.weight, *factors, scaling, case.pairing)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import spec
+from ..verify.integers import fraction_rank, fractions
 
 Array = Any
 MASK = 0xFFFFFFFF
@@ -137,25 +138,7 @@ def _over_deviation(A: Array, B: Array, half: str, faults: Collection[str]) -> t
     return over(A, of_A), over(B, of_A if "B by A" in faults else B.std(ddof=ddof))
 
 
-def fractions(x: Array) -> Array:
-    """An object array of the exact values of ``x``."""
-    result = np.empty(np.shape(x), dtype=object)
-    for index, value in np.ndenumerate(x):
-        result[index] = Fraction(float(value))
-    return result
-
-
 def exact_rank(case: Any) -> int:
     """The rank of ΔW of a case's factors, by elimination over the rationals."""
     A, B, lambda_, gamma = (fractions(x) for x in (case.A, case.B, case.lambda_, case.gamma))
-    rows = list(spec.delta_weight(A, B, lambda_, gamma, case.shape, Fraction(case.scaling), case.pairing))
-    rank = 0
-    for column in range(case.shape[1]):
-        pivot = next((i for i in range(rank, len(rows)) if rows[i][column]), None)
-        if pivot is None:
-            continue
-        rows[rank], rows[pivot] = rows[pivot], rows[rank]
-        for i in range(rank + 1, len(rows)):
-            rows[i] = rows[i] - rows[i][column] / rows[rank][column] * rows[rank]
-        rank += 1
-    return rank
+    return fraction_rank(spec.delta_weight(A, B, lambda_, gamma, case.shape, Fraction(case.scaling), case.pairing))

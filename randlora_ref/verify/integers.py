@@ -11,6 +11,7 @@ A function that is affine in an argument p has f(p + u) − f(p) linear in u, so
 """
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -55,3 +56,23 @@ def layer_case(
 def adjoint_gap(f: Callable[[Array], Array], point: Array, gradient: Array, step: Array, cotangent: Array) -> float:
     """⟨dy, f(p + u) − f(p)⟩ − ⟨∂L/∂p, u⟩, of host arrays: exactly 0 for a right gradient of an f affine in p."""
     return float(np.sum(cotangent * (f(point + step) - f(point))) - np.sum(gradient * step))
+
+
+def fractions(x: Array) -> Array:
+    """An object array of the exact values of a host array of finite floats or integers."""
+    return np.array([Fraction(value) for value in np.ravel(x).tolist()], dtype=object).reshape(np.shape(x))
+
+
+def fraction_rank(matrix: Array) -> int:
+    """The rank of a matrix of fractions, by the schoolbook's elimination: apart from ``rank``, which it judges."""
+    rows, rank = list(matrix), 0
+    for column in range(matrix.shape[1]):
+        pivot = next((i for i in range(rank, len(rows)) if rows[i][column]), None)
+        if pivot is None:
+            continue
+        rows[rank], rows[pivot] = rows[pivot], rows[rank]
+        for i in range(rank + 1, len(rows)):
+            if rows[i][column]:
+                rows[i] = rows[i] - rows[i][column] / rows[rank][column] * rows[rank]
+        rank += 1
+    return rank
