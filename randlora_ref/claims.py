@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bases import draw_bases
-from .rank import certify_rank, predicted_rank, randlora_factors, rank_after_steps
+from .rank import certify_rank, predicted_rank, randlora_factors, rank_after_steps, spectrum
 from .spec import khatri_rao, number_of_terms
 
 Verdict: TypeAlias = Literal["holds", "holds corrected", "fails"]
@@ -222,40 +222,43 @@ def floor_of_d_over_r(seed: int) -> Claim:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _first_ranks(seed: int, lambda_start: float, gamma_start: float) -> tuple[list[int], int, int]:
-    """(ranks before and after each of three steps, r, d)."""
+def _first_ranks(seed: int, lambda_start: float, gamma_start: float) -> tuple[list[int], int, int, str]:
+    """(ranks before and after each of three steps, r, d, and what was seen)."""
     D, d, r = 96, 64, 8
     bases = draw_bases(seed=seed, shapes=[(D, d)], rank=r, dtype="float64")
     n = len(bases.B)
     start = np.full((n, r), lambda_start), np.full((n, d), gamma_start)
     descent = rank_after_steps(bases.A, bases.B, *start, (D, d), 3, seed=seed)
-    return [certificate.rank for certificate in descent.certificates], r, d
+    ranks, numerical = [one.rank for one in descent.certificates], [spectrum(one).rank for one in descent.factors]
+    seen = f"ranks after 0, 1, 2, 3 steps of gradient descent: {ranks} (r = {r}, d = {d}), proven of the stored float64"
+    return ranks, r, d, f"{seen} values, whose rounding can fill a rank; numerical ranks: {numerical}"
 
 
 def start_at_lambda_zero(seed: int) -> Claim:
     """Λ = 0, Γ = const: PEFT, the official fork, the GPT-2 code."""
-    ranks, r, d = _first_ranks(seed, 0.0, 1 / 64)
+    ranks, r, d, seen = _first_ranks(seed, 0.0, 1 / 64)
     return Claim(
         "full rank in training, Λ = 0 at the start",
         "§4.1; the start of PEFT, the official fork and NLG",
         "the update is full rank as soon as it is not zero",
         _verdict(ranks[1:] == [d] * 3, ranks[1] == r and ranks[2:] == [d] * 2),
         (
-            f"ranks after 0, 1, 2, 3 steps of gradient descent: {ranks} (r = {r}, d = {d})",
-            "∂L/∂Γ is zero at Λ = 0, so after one step all Γ_j are equal: full rank comes with the second step",
+            seen,
+            "∂L/∂Γ is zero at Λ = 0, so after one step all Γ_j are equal: full rank comes with the second step at the"
+            " earliest, which adds t·r(r + 1)/2 to r at most, t the rank of its ∂L/∂ΔW and no more than its tokens",
         ),
     )
 
 
 def start_at_gamma_zero(seed: int) -> Claim:
     """Λ = const, Γ = 0: the CLIP code, KRAdapter."""
-    ranks, r, d = _first_ranks(seed, 1 / 8, 0.0)
+    ranks, _, d, seen = _first_ranks(seed, 1 / 8, 0.0)
     return Claim(
         "full rank in training, Γ = 0 at the start",
         "§4.1; the start of the authors' CLIP code and KRAdapter",
         "the update is full rank as soon as it is not zero",
         _verdict(ranks[0] == 0 and ranks[1:] == [d] * 3),
-        (f"ranks after 0, 1, 2, 3 steps of gradient descent: {ranks} (r = {r}, d = {d})",),
+        (seen,),
     )
 
 

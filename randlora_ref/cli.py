@@ -216,8 +216,7 @@ def rank(arguments: argparse.Namespace) -> Report:
 
     sources = _from_file(arguments.source) if arguments.source else None
     if sources is None:
-        certificates, factors = _after_steps(arguments, show)
-        sources = {"update": factors}
+        certificates, sources = _after_steps(arguments, show)
     else:
         certificates = {name: certify_rank(source, progress=show) for name, source in sources.items()}
     spectra, untold = {}, {}
@@ -227,9 +226,12 @@ def rank(arguments: argparse.Namespace) -> Report:
         except ValueError as error:  # a product beyond float64: the certificate stands without it
             untold[name] = f"no spectrum: {error}"
     progress("")
-    lines = [f"{name}: {line}" for name, certificate in certificates.items() for line in certificate.lines()]
-    lines += [f"{name}: {line}" for name, one in spectra.items() for line in one.lines()]
-    lines += [f"{name}: {line}" for name, line in untold.items()]
+    lines = []
+    for name, certificate in certificates.items():
+        numerical = spectra[name].lines() if name in spectra else [untold[name]]
+        lines += [f"{name}: {line}" for line in (*certificate.lines(), *numerical)]
+    if arguments.steps and not arguments.source:
+        lines.append("steps are taken in float64: a certificate is of what is stored, whose rounding can fill a rank")
     if arguments.plot:
         plot_spectra(spectra, arguments.plot)
         lines.append(f"spectrum drawn in {arguments.plot}")
@@ -252,8 +254,10 @@ def _from_file(source: str) -> dict[str, Any]:
     return {name: adapter.layer(name).factors() for name in adapter.lambda_}
 
 
-def _after_steps(arguments: argparse.Namespace, progress: Callable[[str, float], None]) -> tuple[dict[str, Any], Any]:
-    """The certificate of a drawn layer after each gradient step, and its factors at the end."""
+def _after_steps(
+    arguments: argparse.Namespace, progress: Callable[[str, float], None]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The certificate of a drawn layer, and its factors, after each gradient step."""
     from .bases import draw_bases
     from .dialects import get_dialect
     from .rank import rank_after_steps
@@ -273,7 +277,8 @@ def _after_steps(arguments: argparse.Namespace, progress: Callable[[str, float],
         bases.A, bases.B, lambda_, gamma, shape, arguments.steps, pairing=dialect.pairing, seed=arguments.seed,
         scaling=dialect.scaling(arguments.rank, n), progress=progress,
     )  # fmt: skip
-    return {f"step {step}": certificate for step, certificate in enumerate(descent.certificates)}, descent.factors
+    names = [f"step {step}" for step in range(arguments.steps + 1)]
+    return dict(zip(names, descent.certificates, strict=True)), dict(zip(names, descent.factors, strict=True))
 
 
 def count(arguments: argparse.Namespace) -> Report:

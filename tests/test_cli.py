@@ -156,10 +156,20 @@ def test_rank_shows_the_first_steps(capsys: Any) -> None:
     drawn = ("rank", "--shape", "20", "16", "--rank", "4", "--steps", "2", "--json")
     for start, ranks in (((), [0, 4, 16]), (("--lambda-start", "0.1", "--gamma-start", "0"), [0, 16, 16])):
         status, out, _ = run(capsys, *drawn, *start)
-        found = json.loads(out)["certificates"].values()
+        found, spectra = json.loads(out)["certificates"].values(), json.loads(out)["spectra"].values()
         assert status == 0
-        assert [one["rank"] for one in found] == ranks
+        assert [one["rank"] for one in found] == [one["rank"] for one in spectra] == ranks
         assert all(one["exact"] for one in found)
+
+
+def test_rank_says_beside_each_step_that_certificates_are_of_what_is_stored(capsys: Any) -> None:
+    """The numerical rank after each certificate, and what rounding can do; of a start alone, nothing is rounded."""
+    _, out, _ = run(capsys, "rank", "--shape", "20", "16", "--rank", "4", "--steps", "1")
+    figures = re.findall(r"^step (\d): (?:numerical )?rank (\d+) of 16", out, re.MULTILINE)
+    assert figures == [("0", "0"), ("0", "0"), ("1", "4"), ("1", "4")]
+    assert "what is stored" in out.splitlines()[-1]
+    _, out, _ = run(capsys, "rank", "--shape", "20", "16", "--rank", "4")
+    assert "what is stored" not in out
 
 
 def test_rank_of_a_file_of_factors(capsys: Any, tmp_path: Path) -> None:

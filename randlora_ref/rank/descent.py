@@ -12,10 +12,10 @@ from .factors import Sum, randlora_factors
 
 
 class Descent(NamedTuple):
-    """Certificates after 0, 1, … steps, and the factors after the last."""
+    """Certificate, factors and loss after 0, 1, … steps."""
 
     certificates: tuple[RankCertificate, ...]
-    factors: Sum
+    factors: tuple[Sum, ...]
     losses: tuple[float, ...]
 
 
@@ -36,8 +36,9 @@ def rank_after_steps(
     """Descend on L = ½‖ΔW − T‖² with a Gaussian T, and certify the rank of ΔW before and after each step.
 
     A (r, >=d), B (>=n, >=D, r), lambda_ (n, r), gamma (n, d), of a layer of ``shape`` (out, in). One rate for Λ and
-    Γ, chosen at each step so that no entry moves by more than ``largest_move``. In float64. Λ = 0, Γ = const (PEFT,
-    the official fork) goes 0, r, d; Λ = const, Γ = 0 (the authors' CLIP code) goes 0, d.
+    Γ, chosen at each step so that no entry moves by more than ``largest_move``. Λ = 0, Γ = const (PEFT, the official
+    fork) goes 0, r, d; Λ = const, Γ = 0 (the authors' CLIP code) goes 0, d. In float64: what is certified is what is
+    stored, and the rounding of Γ alone can fill a rank that exact steps leave; ``spectrum`` of ``factors`` tells.
     Raises ValueError for a negative ``steps`` or a ``largest_move`` that is not above 0.
     """
     if steps < 0:
@@ -50,14 +51,14 @@ def rank_after_steps(
     D, d = sides(shape)
     n = len(lambda_)
     bases = np.stack([term_basis(B[:n, :D], j, pairing) for j in range(n)])
-    certificates, losses = [], []
+    certificates, factors, losses = [], [], []
     for step in range(steps + 1):
         G = delta_weight(A, B, lambda_, gamma, shape, scaling, pairing) - target  # ∂L/∂ΔW
         losses.append(float((G**2).sum() / 2))
-        factors = randlora_factors(A[:, :d], bases, lambda_, gamma)
-        certificates.append(certify_rank(factors, progress=progress))
+        factors.append(randlora_factors(A[:, :d], bases, lambda_, gamma))
+        certificates.append(certify_rank(factors[-1], progress=progress))
         if step < steps:
             d_lambda, d_gamma = pullback(G, A, B, lambda_, gamma, scaling, pairing)
             rate = largest_move / max(abs(d_lambda).max(), abs(d_gamma).max(), np.finfo(float).tiny)
             lambda_, gamma = lambda_ - rate * d_lambda, gamma - rate * d_gamma
-    return Descent(tuple(certificates), factors, tuple(losses))
+    return Descent(tuple(certificates), tuple(factors), tuple(losses))

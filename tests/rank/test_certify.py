@@ -19,7 +19,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from randlora_ref import spec
-from randlora_ref.rank import RankCertificate, certify_rank, load_factors, randlora_factors, rank_after_steps
+from randlora_ref.rank import (
+    RankCertificate,
+    certify_rank,
+    load_factors,
+    randlora_factors,
+    rank_after_steps,
+    spectrum,
+)
 from randlora_ref.rank.certify import shuffled_primes
 
 Rank = Callable[[Any], int]
@@ -306,6 +313,7 @@ def test_rank_over_the_first_steps(
     lambda_[:], gamma[:] = (0, 1 / 24) if start == "lambda 0" else (1 / 6, 0)
     descent = rank_after_steps(A, B, lambda_, gamma, shape, len(expected) - 1, pairing=pairing)
     assert [c.rank for c in descent.certificates] == expected
+    assert [spectrum(factors).rank for factors in descent.factors] == expected
     assert all(c.exact for c in descent.certificates)
     assert list(descent.losses) == sorted(descent.losses, reverse=True)
     assert descent.losses[0] > descent.losses[-1]
