@@ -16,7 +16,8 @@ from .. import __version__, arrays, prng, spec
 from ..adapters import FullFineTuning, LoRA, NoLA, RandLoRA, RandLoRAa, VeRA
 from ..adapters.randlora import ORDERS, Order
 from ..bases import Bases, draw_bases, tile
-from . import blocks, complex_step, gauge, integers
+from . import blocks, complex_step, gauge, integers, ranks
+from .configurations import generator
 
 Array = Any
 # (out, in), r, n, leading axes: wide, tall, square, r∤d, r = d, r > d, n = 1, r = 1, no rows, many axes
@@ -289,12 +290,21 @@ def transformers(backend: Backend, rng: np.random.Generator) -> Iterator[Propert
     return starmap(Property, blocks.properties(rng, bring))
 
 
+def certified(backend: Any, rng: np.random.Generator) -> Iterator[Property]:
+    """Certificates of drawn adapters beside elimination in fractions, and the law of the first steps inside a block."""
+    choose = generator(rng)
+    for one, count in zip((*ranks.PROPERTIES, ranks.LAW), (100, 100, 30, 4), strict=True):
+        draw = ranks.draw_descent if one is ranks.LAW else ranks.draw_factors
+        yield Property(one.name, sum(one.figure(draw(choose), backend) for _ in range(count)), one.limit, one.formula)
+
+
 PARTS: dict[str, Callable[[Backend, np.random.Generator], Iterator[Property]]] = {
     "spec": specification,
     "bases": streams,
     "layer": lambda backend, rng: chain(exact_layer(backend, rng), real_layer(backend, rng)),
     "adapters": other_adapters,
     "transformers": transformers,
+    "rank": certified,
 }
 
 

@@ -61,8 +61,8 @@ class Chosen(NamedTuple):
     def adapter(self, shape: tuple[int, int]) -> Adapter:
         """The adapter of a layer of ``shape`` (out, in), on the host in float64."""
         options = dict(self.options)
-        if min(shape) * (self.rank // 2 if self.method == "randlora_b" else self.rank) == 1 and "dialect" in options:
-            options["dialect"] = "paper"  # PEFT's A of a single number has no deviation
+        if min(shape) * (self.rank // 2 if self.method == "randlora_b" else self.rank) <= 2 and "dialect" in options:
+            options["dialect"] = "paper"  # PEFT's A of one number, or of two that are equal, has no deviation
         made: Any = METHODS[self.method](*shape, self.rank, seed=self.seed, dtype="float64", **options)
         if self.order is not None:
             made = replace(made, order=self.order)
@@ -73,9 +73,9 @@ class Chosen(NamedTuple):
         return cast(Adapter, made.replace(**learned))
 
 
-def draw_adapter(choose: Choose) -> Chosen:
+def draw_adapter(choose: Choose, methods: Sequence[str] = ("randlora", *METHODS)) -> Chosen:
     """RandLoRA under each dialect that runs, kind of basis and order of contraction, and every other method."""
-    method = choose(("randlora", *METHODS))
+    method = choose(methods)
     options: dict[str, Any] = {}
     if method.startswith("randlora") and method != "randlora_a":
         options = {"dialect": choose(("paper", "peft")), "alpha": 2.0, "kind": "dense"}

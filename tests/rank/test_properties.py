@@ -1,0 +1,199 @@
+"""Ranks over drawn configurations: every property of ``verify.ranks``, each seen to fail where something is broken."""
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from strategies import drawn, holds
+
+from randlora_ref import nn, spec
+from randlora_ref.adapters import RandLoRA, RandLoRAa
+from randlora_ref.rank import certify, certify_rank, randlora_factors, spectrum, structure
+from randlora_ref.verify import audit, configurations, ranks
+from randlora_ref.verify.configurations import HOST, Backend, BlockCase, Chosen, generator
+from randlora_ref.verify.integers import fraction_rank, fractions
+
+
+@given(drawn(ranks.draw_factors))
+def test_certificates(case: Any) -> None:
+    """Of any method and basis: equal to elimination, within the method's bound, blind to what changes no rank."""
+    for one in ranks.PROPERTIES:
+        holds("rank", one, case)
+
+
+@settings(max_examples=settings().max_examples // 4)
+@given(drawn(ranks.draw_descent))
+def test_the_law_of_the_first_steps_inside_a_block(case: Any) -> None:
+    """0, min(r, d), then what the tokens allow, in every linear layer, from any norm, mask, activation, pairing."""
+    holds("rank", ranks.LAW, case)
+
+
+def test_on_every_array_library(library: Any) -> None:
+    """Factors of any library and device are certified alike."""
+    choose = generator(np.random.default_rng(0))
+    for _ in range(20):
+        holds(
+            f"{library!r}, rank", ranks.PROPERTIES[0], ranks.draw_factors(choose), Backend(library.xp, library.device)
+        )
+
+
+# -- each can fail ----------------------------------------------------------------------------------------
+
+
+def faults() -> dict[str, tuple[str, Any, str, Any]]:
+    """What is broken by hand: the start of the property that must see it, then owner, name and replacement."""
+    honest, modulo, bounds, pullback = certify_rank, certify.rank_modulo, certify.bounds, spec.pullback
+    factors = RandLoRA.factors
+    start = {"randlora_b": lambda *shape, **options: RandLoRA.start(*shape[:2], rank=shape[2], **options)}
+
+    def unlucky(*arguments: Any) -> Any:
+        return (found := modulo(*arguments))._replace(rank=max(0, found.rank - 1))
+
+    def short(terms: Any) -> Any:
+        return [bound._replace(value=max(1, bound.value - 1)) for bound in bounds(terms)]
+
+    def first_term(source: Any, seed: int = 0) -> Any:
+        return honest(source[:1] if isinstance(source, tuple) else source, seed=seed)
+
+    def by_seed(source: Any, seed: int = 0) -> Any:
+        return replace(honest(source), rank=seed)
+
+    def undecided(source: Any, seed: int = 0) -> Any:
+        return replace(honest(source), exact=False)
+
+    def summed(self: RandLoRAa) -> Any:
+        return tuple((self.B[i], self.lambda_[i], self.A[i], self.gamma[i]) for i in range(self.n))
+
+    def filled(self: RandLoRA) -> Any:
+        return tuple((B, x, np.where(np.any(A != 0, axis=0), A, 1.0), y) for B, x, A, y in factors(self))
+
+    def frozen_gamma(*arguments: Any) -> Any:
+        return pullback(*arguments)[0], 0 * arguments[4]
+
+    def alike(*arguments: Any) -> Any:
+        d_lambda, d_gamma = pullback(*arguments)
+        return d_lambda, 0 * d_gamma + d_gamma[:1]
+
+    def rounded(*arguments: Any) -> Any:
+        return tuple(fractions(np.asarray(gradient, float)) for gradient in pullback(*arguments))
+
+    def without_live(before: int, G: Any, r: int, n: int) -> int:
+        t = fraction_rank(G)
+        return min(*G.shape, n * r, r + t * r * (r + 1) // 2) if before else min(r, *G.shape) * (t > 0)
+
+    equal, beyond, other, law = "certified rank beside", "rank beyond", "rank under", "ranks after 0, 1, 2"
+    return {
+        "every prime unlucky": (equal, certify, "rank_modulo", unlucky),
+        "bounds of structure one short": (equal, certify, "bounds", short),
+        "Γ taken for one direction": (equal, structure, "_directions", lambda rows: 1),
+        "elimination that sees the first column": (equal, ranks, "fraction_rank", lambda m: int(any(m[:, 0]))),
+        "a certificate that is not exact": (equal, ranks, "certify_rank", undecided),
+        "no exact certificate is within a bound": (beyond, ranks, "certify_rank", undecided),
+        "-a, products summed": (beyond, RandLoRAa, "factors", summed),
+        "-b of the whole rank": (beyond, configurations, "METHODS", configurations.METHODS | start),
+        "zero columns of A filled": (beyond, RandLoRA, "factors", filled),
+        "the first term alone": (other, ranks, "certify_rank", first_term),
+        "a rank that follows the seed": (other, ranks, "certify_rank", by_seed),
+        "no exact certificate is like another": (other, ranks, "certify_rank", undecided),
+        "Γ not stepped": (law, spec, "pullback", frozen_gamma),
+        "Γ_j stepped alike": (law, spec, "pullback", alike),
+        "gradients rounded": (law, spec, "pullback", rounded),
+        "the law without ℓ": (law, ranks, "law", without_live),
+    }
+
+
+@cache
+def draws(one: Any) -> list[Any]:
+    """A few seeded configurations, on all of which the property holds."""
+    choose = generator(np.random.default_rng(0))
+    if one is ranks.LAW:
+        found = [FEW_SEEN, block_of(8, 2, False, False), *(ranks.draw_descent(choose) for _ in range(4))]
+    else:
+        found = [ranks.draw_factors(choose) for _ in range(8 if one.figure is ranks.invariance else 150)]
+    assert all(one.figure(case, HOST) == 0 for case in found)
+    return found
+
+
+@pytest.mark.parametrize("fault", list(faults()))
+def test_what_is_broken_by_hand_is_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the property that is there for it, which holds otherwise."""
+    expected, owner, name, broken = faults()[fault]
+    (one,) = [one for one in (*ranks.PROPERTIES, ranks.LAW) if one.name.startswith(expected)]
+    cases = draws(one)
+    monkeypatch.setattr(owner, name, broken)
+    assert not all(0 <= one.figure(case, HOST) <= one.limit for case in cases)
+
+
+@pytest.mark.parametrize("fault", ["every prime unlucky", "-a, products summed", "Γ not stepped"])
+def test_the_audit_sees_it_too(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``randlora-ref verify`` draws enough of each."""
+    expected, owner, name, broken = faults()[fault]
+    monkeypatch.setattr(owner, name, broken)
+    assert any(one.name.startswith(expected) and not one.ok for one in audit.properties(parts=["rank"]))
+
+
+# -- where the law and the stored numbers part ------------------------------------------------------------
+
+
+def block_of(width: int, size: int, causal: bool, fused: bool, rotary: Any = None, rank: int = 1) -> BlockCase:
+    """One sequence through a block with RandLoRA at its start everywhere."""
+    kind = nn.BlockSpec(width, 4, 2, 2, width // 2, 1e-5, "gelu_tanh", fused=fused)
+    options = {"dialect": "paper", "alpha": 2.0, "kind": "dense"}
+    adapters = {role: Chosen("randlora", rank, True, k, options) for k, role in enumerate(kind.shapes())}
+    return BlockCase(kind, 1, size, causal, None, rotary, adapters, 3)
+
+
+FEW_SEEN = replace(block_of(6, 1, True, fused=True, rank=3), spec=nn.BlockSpec(8, 4, 1, 1, 2, 1e-5, "gelu", fused=True))
+
+
+def test_where_each_query_sees_one_key_a_fused_projection_gains_less() -> None:
+    """(6, 8), r = 3, t = 1: q and k have no gradient, so 3 + min(2, 6) = 5 and not 6."""
+    G = fractions(np.outer([0, 0, 0, 0, 1, 2], np.arange(1, 9)))
+    assert ranks.law(3, G, 3, 2) == 5
+    holds("rank", ranks.LAW, FEW_SEEN)
+
+
+@pytest.mark.parametrize("rotary", [None, (10000.0, None)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_how_many_tokens_the_gradient_of_queries_and_keys_has(causal: bool, rotary: Any) -> None:
+    """Of four tokens: q three if causal, exactly. k three without rotary, Σ_s dk_s = 0, but stored dk hide it."""
+    case = block_of(8, 4, causal, False, rotary)
+    block = configurations.build_block(case)
+    tables = case.rotary and spec.rotary_tables(4, 4, *case.rotary)
+    arguments = block.x, case.spec, block.parameters, {}, spec.visible(4, causal), tables
+    y, inputs = spec.block_forward(*arguments)
+    _, found = spec.block_backward(y - block.dy, *arguments)
+    stored, numerical = {}, {}
+    for role in "qkv":
+        dy, x = (fractions(part.reshape(4, -1)) for part in (found[role].y, inputs[role]))
+        stored[role], numerical[role] = fraction_rank(dy.T @ x), np.linalg.matrix_rank((dy.T @ x).astype(float))
+    queries = 3 if causal else 4
+    assert stored == {"q": queries, "k": 4, "v": 4}
+    assert numerical == {"q": queries, "k": 4 if rotary else 3, "v": 4}
+
+
+@pytest.mark.parametrize("pairing", ["literal", "crossed"])
+def test_rounding_fills_the_rank_that_the_method_leaves(pairing: spec.Pairing) -> None:
+    """8×8, r = 1, three tokens: rank 4 in fractions and numerically, 8 proven of the stored float64."""
+    rng = np.random.default_rng(0)
+    A, B = fractions(rng.uniform(-1, 1, (1, 8))), fractions(rng.uniform(-1, 1, (8, 8, 1)))
+    lambda_, gamma = fractions(np.zeros((8, 1))), fractions(np.full((8, 8), 1 / 8))
+    for _ in range(2):
+        G = fractions(rng.standard_normal((3, 8))).T @ fractions(rng.standard_normal((3, 8)))
+        d_lambda, d_gamma = spec.pullback(G, A, B, lambda_, gamma, 1, pairing)
+        lambda_, gamma = lambda_ - ranks.RATE * d_lambda, gamma - ranks.RATE * d_gamma
+    assert fraction_rank(spec.delta_weight(A, B, lambda_, gamma, (8, 8), 1, pairing)) == ranks.law(1, G, 1, 8) == 4
+    stored = randlora_factors(*(np.asarray(part, float) for part in (A, B, lambda_, gamma)))
+    assert certify_rank(stored).rank == 8
+    assert spectrum(stored).rank == 4
+
+
+def test_a_drawn_adapter_is_never_refused() -> None:
+    """PEFT's A of two equal numbers has no deviation: seed 658 draws them."""
+    with pytest.raises(ValueError, match="deviation"):
+        RandLoRA.start(2, 3, rank=1, seed=658, dialect="peft", dtype="float64")
+    chosen = Chosen("randlora", 1, True, 658, {"dialect": "peft", "alpha": 2.0, "kind": "dense"})
+    assert chosen.adapter((2, 3)).shape == (2, 3)
