@@ -30,12 +30,20 @@ function layer(given) {
   const M = range(D, (o) => range(d, (i) =>
     s * sum(n, (j) => sum(r, (k) => b(j, k, o) * L.data[j * r + k] * a(k, i) * G.data[j * d + i]))));
   const delta = (o, i) => (tall ? M[o][i] : M[i][o]);
-  const merged = (o, i) => W.data[o * inn + i] + delta(o, i);
+  const mask = given.dropout_mask ? decode(given.dropout_mask).data : x.data.map(() => 1);
+  const seen = (t, o, i) => W.data[o * inn + i] + mask[t * inn + i] * delta(o, i); // dropout is the adapter's alone
+  const kept = x.data.map((value, e) => value * mask[e]);
   const bias = given.bias ? decode(given.bias).data : range(out, () => 0);
-  const y = range(rows * out, (e) => sum(inn, (i) => x.data[Math.floor(e / out) * inn + i] * merged(e % out, i)) + bias[e % out]);
-  const dx = range(rows * inn, (e) => sum(out, (o) => dy.data[Math.floor(e / inn) * out + o] * merged(o, e % inn)));
+  const y = range(rows * out, (e) => {
+    const t = Math.floor(e / out), o = e % out;
+    return sum(inn, (i) => x.data[t * inn + i] * seen(t, o, i)) + bias[o];
+  });
+  const dx = range(rows * inn, (e) => {
+    const t = Math.floor(e / inn), i = e % inn;
+    return sum(out, (o) => dy.data[t * out + o] * seen(t, o, i));
+  });
   const cotangent = (o, i) => sum(rows, (t) =>
-    tall ? dy.data[t * out + o] * x.data[t * inn + i] : dy.data[t * out + i] * x.data[t * inn + o]);
+    tall ? dy.data[t * out + o] * kept[t * inn + i] : dy.data[t * out + i] * kept[t * inn + o]);
   const C = range(D, (o) => range(d, (i) => cotangent(o, i)));
   const P = (j, k, i) => s * sum(D, (o) => b(j, k, o) * C[o][i]) * a(k, i);
   return {

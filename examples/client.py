@@ -49,7 +49,7 @@ def update(given: dict[str, Any]) -> tuple[list[list[float]], Any]:
 
 
 def layer(given: dict[str, Any]) -> dict[str, Any]:
-    """ΔW, y = x(W + ΔW)ᵀ + b, and the gradients of Σ dy·y by x, Λ and Γ."""
+    """ΔW, y = xWᵀ + (x∘m)ΔWᵀ + b with the dropout mask m, and the gradients of Σ dy·y by x, Λ and Γ."""
     (out, in_), weight = decode(given["weight"])
     x_shape, x = decode(given["x"])
     dy_shape, dy = decode(given["dy"])
@@ -57,11 +57,16 @@ def layer(given: dict[str, Any]) -> dict[str, Any]:
     (n, r), lambda_ = decode(given["lambda_"])
     (_, d), gamma = decode(given["gamma"])
     delta, factors = update(given)
-    merged = [[weight[o * in_ + i] + delta[o][i] for i in range(in_)] for o in range(out)]
+    mask = decode(given["dropout_mask"])[1] if "dropout_mask" in given else [1.0] * len(x)
+    kept = [v * m for v, m in zip(x, mask, strict=True)]
     rows = len(x) // in_
-    y = [sum(x[t * in_ + i] * merged[o][i] for i in range(in_)) + bias[o] for t in range(rows) for o in range(out)]
-    dx = [sum(dy[t * out + o] * merged[o][i] for o in range(out)) for t in range(rows) for i in range(in_)]
-    G = [[sum(dy[t * out + o] * x[t * in_ + i] for t in range(rows)) for i in range(in_)] for o in range(out)]
+
+    def seen(t: int, o: int, i: int) -> float:  # of W + ΔW, by entry i of row t
+        return weight[o * in_ + i] + mask[t * in_ + i] * delta[o][i]
+
+    y = [sum(x[t * in_ + i] * seen(t, o, i) for i in range(in_)) + bias[o] for t in range(rows) for o in range(out)]
+    dx = [sum(dy[t * out + o] * seen(t, o, i) for o in range(out)) for t in range(rows) for i in range(in_)]
+    G = [[sum(dy[t * out + o] * kept[t * in_ + i] for t in range(rows)) for i in range(in_)] for o in range(out)]
     if out < in_:
         G = [list(column) for column in zip(*G, strict=True)]
     dlambda, dgamma = [0.0] * (n * r), [0.0] * (n * d)

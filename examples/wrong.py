@@ -1,16 +1,23 @@
 """Implementations that must fail, each with the diagnosis it deserves, and right ones that must pass.
 
 They are written on one einsum, apart from ``spec`` and from the hypotheses of the kit: a checker is checked by what it
-has not seen. ``python examples/wrong.py`` prints by which case each is caught and what it is called; one alone:
-``cd examples && randlora-ref check wrong:crossed``.
+has not seen. ``wrong_blocks.py`` holds the blocks. ``python examples/wrong.py`` prints by which case each is caught and
+what it is called; one alone: ``cd examples && randlora-ref check wrong:crossed``.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import wrong_blocks
 
 from randlora_ref.bases import draw_bases, tile
 from randlora_ref.conformance import Case, check
@@ -19,15 +26,24 @@ from randlora_ref.prng import mt19937, mt19937_words
 from randlora_ref.spec import sides
 
 Array = Any
-Values = SimpleNamespace  # x W b A B L G dy s pairing, and what is computed of them: delta y dx dL dG
+Values = SimpleNamespace  # x W b A B L G dy m s pairing, and what is computed of them: delta y dx dL dG
+
+
+def to(dtype: str) -> Callable[[Array], Array]:
+    """Rounding to ``dtype``."""
+    return lambda z: np.asarray(z, dtype=dtype)
+
+
+FLOAT64 = to("float64")
 
 
 def einsum_layer(
-    case: Case, before: Any = None, after: Any = None, keep: Any = np.float64, order: int = 1
+    case: Case, before: Any = None, after: Any = None, keep: Any = FLOAT64, order: int = 1
 ) -> dict[str, Array]:
     """The layer on einsum. ``keep`` rounds every array and result; ``order`` −1 sums terms and rows backwards."""
     v = Values(x=case.x, W=case.weight, b=case.bias, A=case.A, B=case.B, L=case.lambda_, G=case.gamma, dy=case.dy)
     v.s, v.crossed, v.keep = case.scaling, case.pairing == "crossed", keep
+    v.m = np.ones_like(case.x) if case.dropout_mask is None else case.dropout_mask
     v.n, v.D, v.d, v.r = len(v.L), max(v.W.shape), min(v.W.shape), v.L.shape[1]
     v.tall, v.order = v.W.shape[0] >= v.W.shape[1], order
     if before is not None:
@@ -52,18 +68,19 @@ def _finish(v: Values) -> None:
     B, L, G, A = _factors(v)
     M = keep(v.s * keep(np.einsum("jok,jk,ki,ji->oi", B, L, A, G)))
     v.delta = M if v.tall else M.T
-    merged = keep(keep(v.W) + v.delta)
-    y = keep(np.einsum("...i,oi->...o", keep(v.x), merged))
+    x, dy, W, m = keep(v.x), keep(v.dy), keep(v.W), keep(v.m)
+    kept = keep(x * m)
+    y = keep(keep(np.einsum("...i,oi->...o", x, W)) + keep(np.einsum("...i,oi->...o", kept, v.delta)))
     v.y = y if v.b is None else keep(y + keep(v.b))
-    v.dx = keep(np.einsum("...o,oi->...i", keep(v.dy), merged))
-    rows, cotangent = v.x.reshape(-1, v.x.shape[-1])[:: v.order], v.dy.reshape(-1, v.dy.shape[-1])[:: v.order]
+    v.dx = keep(keep(np.einsum("...o,oi->...i", dy, W)) + keep(m * keep(np.einsum("...o,oi->...i", dy, v.delta))))
+    rows, cotangent = kept.reshape(-1, kept.shape[-1])[:: v.order], v.dy.reshape(-1, v.dy.shape[-1])[:: v.order]
     E = keep(np.einsum("to,ti->oi", keep(cotangent), keep(rows)))
     E = E if v.tall else E.T
     v.dL = keep(v.s * keep(np.einsum("jok,oi,ki,ji->jk", B, E, A, G)))[:: v.order]
     v.dG = keep(v.s * keep(np.einsum("jok,jk,ki,oi->ji", B, L, A, E)))[:: v.order]
 
 
-def einsum_right(case: Case, keep: Any = np.float64, order: int = 1) -> Mapping[str, Any]:
+def einsum_right(case: Case, keep: Any = FLOAT64, order: int = 1) -> Mapping[str, Any]:
     """A right implementation of layers alone."""
     if case.kind != "layer":
         return dict.fromkeys(case.wanted, "unsupported: layers alone")
@@ -73,9 +90,9 @@ def einsum_right(case: Case, keep: Any = np.float64, order: int = 1) -> Mapping[
 RIGHT: dict[str, tuple[Callable[[Case], Mapping[str, Any]], str | None]] = {
     "float64": (einsum_right, None),
     "float64 backwards": (lambda c: einsum_right(c, order=-1), None),
-    "float32": (lambda c: einsum_right(c, np.float32), "float32"),
-    "float32 backwards": (lambda c: einsum_right(c, np.float32, -1), "float32"),
-    "float16": (lambda c: einsum_right(c, np.float16), "float16"),
+    "float32": (lambda c: einsum_right(c, to("float32")), "float32"),
+    "float32 backwards": (lambda c: einsum_right(c, to("float32"), -1), "float32"),
+    "float16": (lambda c: einsum_right(c, to("float16")), "float16"),
     "bfloat16": (lambda c: einsum_right(c, lambda z: rounded(z, "bfloat16")), "bfloat16"),
 }
 
@@ -95,7 +112,7 @@ class Wrong:
         return self.run(case)
 
 
-def _layer(diagnosis: str, before: Any = None, after: Any = None, keep: Any = np.float64) -> Wrong:
+def _layer(diagnosis: str, before: Any = None, after: Any = None, keep: Any = FLOAT64) -> Wrong:
     return Wrong("layer", diagnosis, lambda case: einsum_layer(case, before, after, keep))
 
 
@@ -125,8 +142,8 @@ def _redo(delta: Callable[[Values], Array]) -> Callable[[Values], None]:
 
     def apply(v: Values) -> None:
         v.delta = delta(v)
-        v.y = v.x @ (v.W + v.delta).T + (0 if v.b is None else v.b)
-        v.dx = v.dy @ (v.W + v.delta)
+        v.y = v.x @ v.W.T + (v.x * v.m) @ v.delta.T + (0 if v.b is None else v.b)
+        v.dx = v.dy @ v.W + v.dy @ v.delta * v.m
 
     return apply
 
@@ -153,6 +170,10 @@ def _drop_partial(v: Values) -> None:
 
 def _rows(v: Values) -> int:
     return max(1, v.x[..., 0].size)
+
+
+def _last(name: str) -> Callable[[Values], Array]:
+    return lambda v: getattr(v, name)[-1:] if v.x.ndim > 1 else getattr(v, name)
 
 
 def _order_swapped(v: Values) -> Array:
@@ -197,14 +218,22 @@ WRONG: dict[str, Wrong] = {
     "floor_terms": _layer("partial last term dropped, n = floor(d/r)", _drop_partial, _no_last_gradient),
     "dgamma_no_lambda": _layer("dgamma without lambda", after=_again("dG", L=lambda v: np.ones_like(v.L))),
     "dlambda_no_gamma": _layer("dlambda without gamma", after=_again("dL", G=lambda v: np.ones_like(v.G))),
-    "dx_adapter_only": _layer("dx without the base path", after=_set(dx=lambda v: v.dy @ v.delta)),
+    "dx_adapter_only": _layer("dx without the base path", after=_set(dx=lambda v: v.dy @ v.delta * v.m)),
     "dx_base_only": _layer("dx without the adapter path", after=_set(dx=lambda v: v.dy @ v.W)),
     "no_bias": _layer("bias left out", _set(b=lambda v: None)),
     "bias_twice": _layer("bias added twice", _set(b=lambda v: None if v.b is None else v.b + v.b)),
     "mean_gradients": _layer("gradients averaged over the rows",
                              after=_set(dL=lambda v: v.dL / _rows(v), dG=lambda v: v.dG / _rows(v))),
-    "last_row": _layer("gradients of the last leading index alone", after=_again(
-        "dL dG", x=lambda v: v.x[-1:] if v.x.ndim > 1 else v.x, dy=lambda v: v.dy[-1:] if v.dy.ndim > 1 else v.dy)),
+    "last_row": _layer("gradients of the last leading index alone",
+                       after=_again("dL dG", x=_last("x"), dy=_last("dy"), m=_last("m"))),
+    "mask_ignored": _layer("dropout mask ignored", _set(m=lambda v: np.ones_like(v.m))),
+    "mask_of_ones": _layer("dropout mask without its 1/(1 - p)", _set(m=lambda v: np.sign(v.m))),
+    "mask_on_base": _layer("dropout mask on the base path too", after=_set(
+        y=lambda v: v.y - (v.x - v.x * v.m) @ v.W.T, dx=lambda v: v.dx - v.dy @ v.W * (1 - v.m))),
+    "mask_not_on_dx": _layer("dx without the dropout mask", after=_again("dx", m=lambda v: np.ones_like(v.m))),
+    "mask_not_on_G": _layer("gradients without the dropout mask", after=_again("dL dG", m=lambda v: np.ones_like(v.m))),
+    "mask_on_y": _layer("no known deviation", after=_set(
+        y=lambda v: v.y * v.m if v.y.shape == v.m.shape else v.y, dx=lambda v: v.dx * v.m)),
     "zero_dgamma": _layer("dgamma zero", after=_set(dG=lambda v: np.zeros_like(v.dG))),
     "zero_gradients": _layer("zero gradients", after=_set(
         dL=lambda v: np.zeros_like(v.dL), dG=lambda v: np.zeros_like(v.dG))),
@@ -340,6 +369,10 @@ WRONG |= {
     "count_gamma_r": _count("gamma of length r", lambda D, d, r: 2 * r * -(-d // r)),
     "count_large_gamma": _count("gamma on the large side", lambda D, d, r: (r + D) * -(-d // r)),
 }
+WRONG |= {
+    f"block_{fault}": Wrong("block", "no known deviation", partial(wrong_blocks.block, fault=fault))
+    for fault in wrong_blocks.FAULTS
+}
 
 
 def __getattr__(name: str) -> Wrong:
@@ -354,10 +387,12 @@ def main() -> None:
     for name, (run, dtype) in RIGHT.items():
         report = check(run, ["layer"], dtype=dtype)
         print(f"{name:20} {'passes' if report.passed else 'FAILS'} {report.passed_cases} cases")
+    report = check(wrong_blocks.block, ["block"])
+    print(f"{'blocks':20} {'passes' if report.passed else 'FAILS'} {report.passed_cases} cases")
     for name, wrong in WRONG.items():
         report = check(wrong, [wrong.kind])
         caught = report.failures[0].case.id if report.failures else "NOTHING"
-        print(f"{name:20} {len(report.failures):3} failures, the smallest {caught:40} {report.diagnosis}")
+        print(f"{name:36} {len(report.failures):3} failures, the smallest {caught:40} {report.diagnosis}")
 
 
 if __name__ == "__main__":

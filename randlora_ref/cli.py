@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     targets = "peft (the installed one), module:function, or a results file (….json)"
     command.add_argument("target", nargs="?", metavar="TARGET", help=targets)
     command.add_argument("--exec", dest="program", metavar="COMMAND", help="a program that answers JSON lines, instead")
-    command.add_argument("--kinds", nargs="+", metavar="KIND", help="some of layer, bases, start, count, rank")
+    command.add_argument("--kinds", nargs="+", metavar="KIND", help="some of layer, bases, start, count, rank, block")
     command.add_argument("--dtype", help="the precision it declares, such as bfloat16 (default: each case's own)")
     command.add_argument("--case", help="one case alone, by its id")
     command.add_argument("--random", type=int, default=0, metavar="N", help="N random layers instead of stored cases")

@@ -33,7 +33,8 @@ class Failure:
     def lines(self) -> list[str]:
         """Case, clause and flags; each wrong result; the diagnosis; the command that repeats it."""
         head = f"FAIL {self.case.id}, {self.case.clause} ({', '.join(self.case.notes) or 'plain'})"
-        rest = [*(mismatch.line() for mismatch in self.mismatches), f"looks like: {self.diagnosis}"]
+        limit = ["limit: u·max(2¹⁰·largest of the tensor, largest of the case)"] if self.case.kind == "block" else []
+        rest = [*(mismatch.line() for mismatch in self.mismatches), *limit, f"looks like: {self.diagnosis}"]
         return [head, *(f"    {line}" for line in [*rest, f"again: {self.reproduce}"])]
 
 
@@ -128,9 +129,9 @@ def check(
 ) -> Report:
     """Compare ``implementation(case) -> {name: array}`` with the specification on ``cases`` (None: the stored vectors).
 
-    ``kinds`` keeps some of "layer", "bases", "start", "count", "rank". ``dtype`` declares a lower precision, such as
-    "bfloat16": the cases are rounded to it first. Raises ValueError for an unknown kind or dtype, or if no case is
-    left.
+    ``kinds`` keeps some of "layer", "bases", "start", "count", "rank", "block". ``dtype`` declares a lower precision,
+    such as "bfloat16": the cases are rounded to it first. Blocks are left out below float32, where no limit would part
+    right from wrong. Raises ValueError for an unknown kind or dtype, or if no case is left.
     """
     begin, target = perf_counter(), target or name_of(implementation)
     chosen = _chosen(kinds, cases, dtype)
@@ -165,7 +166,8 @@ def _chosen(kinds: Iterable[str] | None, cases: Iterable[Case] | None, dtype: st
     chosen = [case for case in (stored_cases() if cases is None else cases) if case.kind in wanted]
     if dtype is not None:
         layers = [case for case in chosen if case.kind == "layer" and (case.tier == "real" or dtype in case.exact_in)]
-        chosen = [case.cast(dtype) for case in layers] + [case for case in chosen if case.kind != "layer"]
+        layers += [case for case in chosen if case.kind == "block" and dtype in ("float32", "float64")]
+        chosen = [c.cast(dtype) for c in layers] + [c for c in chosen if c.kind not in ("layer", "block")]
     if not chosen:
         raise ValueError(f"kinds: {wanted!r}; no case is left to check")
     return chosen

@@ -7,20 +7,21 @@ hexadecimal words, most significant byte first; in results, nested lists of numb
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .cases import ARRAYS, BASIS_KINDS, Case
+from .. import nn
+from .cases import ARRAYS, BASIS_KINDS, KINDS, Case, each
 
 Array = Any
 FORMAT, VERSION = "randlora-vectors", 1
 STORED = Path(__file__).parent.parent / "vectors" / "v1"
-FILES = ("layer-exact.json", "layer-real.json", "bases.json", "start.json", "count.json", "rank.json")
+FILES = tuple(f"{name}.json" for name in ("layer-exact", "layer-real", *KINDS[1:], "layer-dropout"))
 MOST_BYTES = 1 << 24  # of one file or line
 MOST_ENTRIES = 1 << 20  # of one array
 WORDS = {"float32": ">f4", "float64": ">f8"}
@@ -30,6 +31,7 @@ SCALARS = {
     "bases": ("dialect", "seed", "shapes", "rank", "kind_of_basis"),
     "start": ("dialect", "shape", "rank"),
     "count": ("dialect", "shapes", "rank"),
+    "block": ("block", "causal", "attention_mask", "rope_theta", "pairing", "scaling", "dtype"),
 }
 
 
@@ -89,7 +91,9 @@ def case_to_json(case: Case) -> dict[str, Any]:
     """What an implementation is given of a case; the expected results are no part of it."""
     dtype = "int" if case.tier == "exact" else case.dtype
     given = {name: getattr(case, name) for name in SCALARS[case.kind]}
-    given |= {name: encode(getattr(case, name), dtype) for name in ARRAYS if getattr(case, name) is not None}
+    if case.block is not None:
+        given["block"] = asdict(case.block) | {"biases": sorted(case.block.biases)}
+    given |= {name: each(lambda x: encode(x, dtype), x) for name in ARRAYS if (x := getattr(case, name)) is not None}
     head = {name: getattr(case, name) for name in ("id", "kind", "tier", "clause", "notes", "exact_in")}
     return {**head, "wanted": case.wanted, "given": given}
 
@@ -99,10 +103,9 @@ def case_from_json(value: Any, where: str) -> Case:
     try:
         case = _case(value, where)
         _check_shapes(case)
-    except (TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
-        raise ValueError(
-            f"{where}: {type(error).__name__} {str(error)[:60]!r}; it must be as schema.json has it"
-        ) from None
+    except (TypeError, KeyError, AttributeError, IndexError, ArithmeticError) as error:
+        text = f"{type(error).__name__} {str(error)[:60]!r}"
+        raise ValueError(f"{where}: {text}; it must be as schema.json has it") from None
     except ValueError as error:
         raise ValueError(f"{where}: {' '.join(str(error).split())[:160]}") from None
     return case
@@ -116,9 +119,7 @@ def _case(value: Any, where: str) -> Case:
     if not set(SCALARS[kind]) <= set(given) <= {*SCALARS[kind], *ARRAYS}:
         raise ValueError(f"given {sorted(given)}; it must hold {', '.join(SCALARS[kind])} and the arrays")
     scalars = {name: _scalar(name, given[name]) for name in SCALARS[kind]}
-    arrays = {name: decode(x, name) for name, x in given.items() if name in ARRAYS}
-    if kind == "layer":
-        arrays = {name: x.astype(scalars["dtype"]) for name, x in arrays.items()}
+    arrays = {name: _array(name, x, scalars.get("dtype")) for name, x in given.items() if name in ARRAYS}
     texts: dict[str, Any] = {name: tuple(map(str, value[name])) for name in ("notes", "exact_in")}
     texts |= {name: str(value[name]) for name in ("id", "kind", "tier", "clause")}
     case = Case(**texts, **scalars, **arrays)
@@ -128,6 +129,14 @@ def _case(value: Any, where: str) -> Case:
             raise ValueError(f"expected {sorted(stored)}; it must hold the wanted {case.wanted}")
         case = replace(case, stored=stored)
     return case
+
+
+def _array(name: str, value: Any, dtype: str | None) -> Any:
+    """An array in ``dtype`` (None: as it is stored), or arrays by role."""
+    if isinstance(value, dict) and "shape" not in value:
+        return {role: _array(f"{name} {role[:20]}", x, dtype) for role, x in value.items()}
+    x = decode(value, name)
+    return x if dtype is None else x.astype(dtype)
 
 
 def _scalar(name: str, value: Any) -> Any:
@@ -141,35 +150,88 @@ def _scalar(name: str, value: Any) -> Any:
     right = {
         "scaling": number,
         "alpha": number or value is None,
-        "fan_in_fan_out": type(value) is bool,
-        "merged": type(value) is bool,
+        "rope_theta": (number and value > 0) or value is None,
+        **dict.fromkeys(("fan_in_fan_out", "merged", "causal"), type(value) is bool),
         "seed": type(value) is int and 0 <= value < 2**64,
         "rank": type(value) is int and 0 < value < 2**31,
         "kind_of_basis": value in BASIS_KINDS or (number and value >= 2),
         "pairing": value in ("literal", "crossed"),
-        "dtype": value in WORDS,
+        "dtype": value in tuple(WORDS),
         "dialect": value in ("paper", "peft"),
+        "attention_mask": name != "attention_mask" or all(type(k) is int and k in (0, 1) for row in value for k in row),
+        "block": name != "block" or all(type(value[choice]) is bool for choice in ("centred", "fused", "gated")),
     }
     if not right[name]:
         raise ValueError(f"{name} {str(value)[:40]!r}; it must be as schema.json has it")
-    return value
+    if name == "block":
+        return nn.BlockSpec(**{**value, "biases": frozenset(value["biases"])})
+    return tuple(map(tuple, value)) if name == "attention_mask" else value
 
 
 def _check_shapes(case: Case) -> None:
-    """ValueError unless the arrays of a layer or rank case are there and fit together."""
-    if case.kind not in ("layer", "rank"):
-        return
-    shape = case.weight.shape if case.kind == "layer" else case.shape
-    (out_features, in_features), (n, r), d = shape, case.lambda_.shape, min(shape)
-    fit = case.gamma.shape == (n, d) and n * r > 0 and case.A.ndim == 2 and case.B.ndim == 3
-    fit = fit and case.A.shape[0] == r == case.B.shape[2] and case.A.shape[1] >= d
-    fit = fit and len(case.B) >= n and case.B.shape[1] >= max(shape)
-    if case.kind == "layer":
-        fit = fit and case.x.ndim > 0 and case.x.shape[-1] == in_features
-        fit = fit and case.dy.shape == (*case.x.shape[:-1], out_features)
-        fit = fit and (case.bias is None or case.bias.shape == (out_features,))
+    """ValueError unless the arrays of a layer, rank or block case are there and fit together."""
+    factors, fit = (case.A, case.B, case.lambda_, case.gamma), True
+    if case.kind == "block":
+        fit = _block_fits(case)
+    elif case.kind == "rank":
+        fit = _factors_fit(*factors, case.shape)
+    elif case.kind == "layer":
+        fit = _factors_fit(*factors, case.weight.shape) and case.x.shape[-1:] == case.weight.shape[1:]
+        fit = fit and case.dy.shape == (*case.x.shape[:-1], len(case.weight))
+        fit = fit and (case.bias is None or case.bias.shape == (len(case.weight),))
+        fit = fit and (case.dropout_mask is None or (case.dropout_mask.shape == case.x.shape and not case.merged))
     if not fit:
         raise ValueError("the arrays' shapes; they must fit together")
+
+
+def _factors_fit(A: Array, B: Array, lambda_: Array, gamma: Array, shape: tuple[int, int]) -> bool:
+    """Whether these are factors of a layer of ``shape`` (out, in)."""
+    (_, _), (n, r), d = shape, lambda_.shape, min(shape)
+    fit = gamma.shape == (n, d) and n * r > 0 and A.ndim == 2 and B.ndim == 3 and A.shape[0] == r == B.shape[2]
+    return bool(fit and A.shape[1] >= d and len(B) >= n and B.shape[1] >= max(shape))
+
+
+def _block_fits(case: Case) -> bool:
+    """Whether a block's arrays are those that its sizes and choices ask for."""
+    kind = case.block
+    shapes = kind.shapes() | dict.fromkeys(("norm1", "norm2"), (kind.width,))
+    fit = {role: x.shape for role, x in case.weight.items()} == shapes and case.x.size > 0
+    fit = fit and {role: x.shape for role, x in case.bias.items()} == {role: shapes[role][:1] for role in kind.biases}
+    fit = fit and case.dy.shape == case.x.shape == (*np.shape(case.attention_mask), kind.width)
+    fit = fit and (case.rope_theta is None or kind.head_width % 2 == 0) and case.dropout_mask is None
+    fit = fit and case.B.keys() == case.lambda_.keys() == case.gamma.keys() == case.A.keys() <= kind.shapes().keys()
+    return fit and all(_factors_fit(*own, shapes[role]) for role, own in case.factors.items())
+
+
+def results_from_json(answer: Any, case: Case) -> Mapping[str, Any]:
+    """The results in a program's answer. ValueError for an answer that is none."""
+    if not isinstance(answer, dict) or answer.get("id") != case.id:
+        raise ValueError(f"{str(answer)[:60]!r}; it must be an object with the case's id {case.id!r}")
+    if isinstance(answer.get("unsupported"), str):
+        return dict.fromkeys(case.wanted, f"unsupported: {answer['unsupported'][:200]}")
+    return named_results(answer.get("results"), case.id)
+
+
+def named_results(results: Any, where: str) -> Mapping[str, Any]:
+    """Results by name from JSON: arrays as in the vectors, nested lists, or "unsupported: reason"."""
+    if not isinstance(results, dict):
+        raise ValueError(f"{where}: results {str(results)[:40]!r}; it must be an object of arrays by name")
+    return {name: decode(x, f"{where}: {name}") if isinstance(x, dict) else x for name, x in results.items()}
+
+
+def results_file(path: str | Path) -> Callable[[Case], Mapping[str, Any]]:
+    """The answers in a results file as an implementation. ValueError that names the file for a bad one."""
+    content = parse(read_file(Path(path)), str(path))
+    head = [content.get(key) for key in ("format", "version")] if isinstance(content, dict) else []
+    if head != ["randlora-results", VERSION]:
+        raise ValueError(f"{path}: it must be of format 'randlora-results', version {VERSION}")
+    rows = content.get("results")
+    if not isinstance(rows, dict):
+        raise ValueError(f"{path}: results {str(rows)[:40]!r}; it must be an object by case id")
+    unknown = sorted(set(rows) - {case.id for case in stored_cases()})
+    if unknown:
+        raise ValueError(f"{path}: case {unknown[0][:60]!r} of results; it must be an id of the vectors")
+    return lambda case: named_results(rows[case.id], case.id) if case.id in rows else {}
 
 
 def read_file(path: Path) -> bytes:

@@ -19,19 +19,19 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
+from .. import nn
 from ..adapters.randlora import RandLoRA
 from ..bases import Bases, draw_bases
 from ..dialects import DIALECTS, get_dialect
 from ..spec import SPEC_VERSION
-from .cases import KINDS, Case, layer_case, random_case
+from .cases import KINDS, Case, block_results, layer_case, random_case, with_mask
 from .diagnose import LAYER, spoils
 from .report import Failure, Implementation, Progress, Report, check, judge, name_of, run_case
-from .vectors import MOST_BYTES, VERSION, case_to_json, decode, parse, read_file, stored_cases
+from .vectors import MOST_BYTES, VERSION, case_to_json, parse, results_file, results_from_json, stored_cases
 
 SECONDS, TOTAL_SECONDS, LIVES = 10.0, 300.0, 3  # of a program: for one case, for all, and how often it is started
 CHUNK = 1 << 16
@@ -39,18 +39,15 @@ CHUNK = 1 << 16
 
 def reference(case: Case) -> Mapping[str, Any]:
     """This package as an implementation under test: the fast layer, the bases as drawn, the certified rank."""
-    if case.kind in ("layer", "rank"):
-        shape = case.shape if case.kind == "rank" else case.weight.shape
-        layer = RandLoRA(
-            out_features=shape[0], in_features=shape[1], rank=case.lambda_.shape[1], bases=Bases(case.A, case.B),
-            lambda_=case.lambda_, gamma=case.gamma, scaling=case.scaling,
-            dialect=replace(DIALECTS["paper"], pairing=case.pairing),
-        )  # fmt: skip
-        if case.kind == "rank":
-            from ..rank import certify_rank
+    if case.kind == "block":
+        return _block(case)
+    if case.kind == "rank":
+        from ..rank import certify_rank
 
-            return {"rank": certify_rank(layer).rank}
-        y, cache = layer.forward(case.x, case.weight, case.bias)
+        return {"rank": certify_rank(_layer(case, case.shape, case.A, case.B, case.lambda_, case.gamma)).rank}
+    if case.kind == "layer":
+        layer = _layer(case, case.weight.shape, case.A, case.B, case.lambda_, case.gamma)
+        y, cache = layer.forward(case.x, case.weight, case.bias, dropout_mask=case.dropout_mask)
         dx, grads = layer.backward(case.dy, cache)
         results = {"delta_weight": layer.delta_weight(), "y": y, "dx": dx}
         return {**results, "dlambda": grads.lambda_, "dgamma": grads.gamma}
@@ -62,6 +59,24 @@ def reference(case: Case) -> Mapping[str, Any]:
         return {"lambda_": layer.lambda_, "gamma": layer.gamma, "delta_weight": layer.delta_weight()}
     dialect = get_dialect(case.dialect)
     return {"num_parameters": sum(dialect.num_parameters(shape, case.rank) for shape in case.shapes)}
+
+
+def _layer(case: Case, shape: tuple[int, int], A: Any, B: Any, lambda_: Any, gamma: Any) -> RandLoRA:
+    return RandLoRA(
+        out_features=shape[0], in_features=shape[1], rank=lambda_.shape[1], bases=Bases(A, B), lambda_=lambda_,
+        gamma=gamma, scaling=case.scaling, dialect=replace(DIALECTS["paper"], pairing=case.pairing),
+    )  # fmt: skip
+
+
+def _block(case: Case) -> Mapping[str, Any]:
+    """The fast block."""
+    shapes, size = case.block.shapes(), case.x.shape[1]
+    adapters = {role: _layer(case, shapes[role], *own) for role, own in case.factors.items()}
+    mask = nn.additive_mask(case.x, size, causal=case.causal, mask=np.array(case.attention_mask))
+    tables: Any = case.rope_theta and nn.rotary_tables(case.x, size, case.block.head_width, case.rope_theta)
+    parameters = {role: (weight, case.bias.get(role)) for role, weight in case.weight.items()}
+    y, cache = nn.block(case.x, case.block, parameters, adapters, mask, tables)
+    return block_results(y, *nn.block_backward(case.dy, cache), case)
 
 
 def load_function(target: str) -> Implementation:
@@ -161,39 +176,6 @@ class Program:
         return dict.fromkeys(case.wanted, text)
 
 
-def results_from_json(answer: Any, case: Case) -> Mapping[str, Any]:
-    """The results in a program's answer. ValueError for an answer that is none."""
-    if not isinstance(answer, dict) or answer.get("id") != case.id:
-        raise ValueError(f"{str(answer)[:60]!r}; it must be an object with the case's id {case.id!r}")
-    if isinstance(answer.get("unsupported"), str):
-        return dict.fromkeys(case.wanted, f"unsupported: {answer['unsupported'][:200]}")
-    return named_results(answer.get("results"), case.id)
-
-
-def named_results(results: Any, where: str) -> Mapping[str, Any]:
-    """Results by name from JSON: arrays as in the vectors, nested lists, or "unsupported: reason"."""
-    if not isinstance(results, dict):
-        raise ValueError(f"{where}: results {str(results)[:40]!r}; it must be an object of arrays by name")
-    return {name: decode(x, f"{where}: {name}") if isinstance(x, dict) else x for name, x in results.items()}
-
-
-def results_file(path: str | Path) -> Implementation:
-    """The answers in a results file as an implementation. ValueError that names the file for a bad one."""
-    content = parse(read_file(Path(path)), str(path))
-    if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (
-        "randlora-results",
-        VERSION,
-    ):
-        raise ValueError(f"{path}: it must be of format 'randlora-results', version {VERSION}")
-    rows = content.get("results")
-    if not isinstance(rows, dict):
-        raise ValueError(f"{path}: results {str(rows)[:40]!r}; it must be an object by case id")
-    unknown = sorted(set(rows) - {case.id for case in stored_cases()})
-    if unknown:
-        raise ValueError(f"{path}: case {unknown[0][:60]!r} of results; it must be an id of the vectors")
-    return lambda case: named_results(rows[case.id], case.id) if case.id in rows else {}
-
-
 def find_case(id_: str) -> Case:
     """A stored case by its id, or one of the random ones. ValueError for an id that is neither."""
     if match := re.fullmatch(r"random-(paper|peft)-(\d{1,20})-(\d{1,9})", id_):
@@ -254,9 +236,8 @@ def check_peft(
 
     versions = installed()
     cases = [random_case(index, seed, get_dialect(dialect).name) for index in range(count)]
-    ours = [
-        c for c in stored_cases() if dialect == "peft" and not (c.dialect == "paper" and c.kind in ("bases", "start"))
-    ]
+    others = ("paper", "bases"), ("paper", "start")
+    ours = [c for c in stored_cases() if dialect == "peft" and (c.dialect, c.kind) not in others]
     target = "peft" if dialect == "peft" else f"peft --dialect {dialect}"
     report = check(run_peft, cases=[*cases, *ours], target=target, progress=progress, **options)
     asked = [c for c in ours if c.kind in (options.get("kinds") or KINDS) and not options.get("dtype")]
@@ -275,11 +256,8 @@ def _without_known(report: Report, known: Mapping[str, str], versions: Mapping[s
 
 def known_of_peft(case: Case) -> str | None:
     """Why PEFT must fail a stored case: it pairs crosswise, and here that shows."""
-    if (
-        case.kind != "layer"
-        or case.pairing == "crossed"
-        or len(case.lambda_) != -(-case.gamma.shape[1] // case.lambda_.shape[1])
-    ):
+    crossed = case.kind != "layer" or case.pairing == "crossed"
+    if crossed or len(case.lambda_) != -(-case.gamma.shape[1] // case.lambda_.shape[1]):
         return None
     shows = any(spoils(case, LAYER[:1], case.wanted))
     return "PEFT pairs columns and rows crosswise, the case is literal" if shows else None
@@ -341,18 +319,19 @@ class _FoundError(Exception):
 
 def _drawn_case(draw: Callable[[Any], Any], st: Any, seed: int) -> Case:
     """A small exact layer; everything shrinks: sizes to 1, each array to zeros, then ones."""
-    out_features, in_features, r, data = (draw(st.integers(1, 6)) for _ in range(4))
+    out_features, in_features, r, data = (draw(st.integers(1, most)) for most in (6, 6, 3, 6))
 
     def array(most: int, size: tuple[int, ...]) -> Any:
         fill = draw(st.integers(0, 9))
         rng = np.random.default_rng([data, fill, *size])
         return (rng.integers(-most, most + 1, size) if fill > 1 else np.full(size, fill)).astype(np.float64)
 
-    scaling = float(draw(st.sampled_from([1, 2, 4])))
-    return layer_case(
+    scaling, form = float(draw(st.sampled_from([1, 2, 4]))), draw(st.sampled_from(["plain", "masked", "merged"]))
+    case = layer_case(
         f"search-{seed}", (out_features, in_features), r, draw(st.sampled_from([(1,), (2,), (), (0,), (2, 2)])),
         (draw(st.integers(0, 2)), draw(st.integers(0, 2)), draw(st.integers(0, 2))), array,
         pairing=draw(st.sampled_from(["literal", "crossed"])), scaling=scaling, alpha=scaling * r,
-        merged=draw(st.booleans()), fan_in_fan_out=draw(st.booleans()), exact_in=("float64", "float32"),
+        merged=form == "merged", fan_in_fan_out=draw(st.booleans()), exact_in=("float64", "float32"),
         **draw(st.sampled_from([{"bias": None}, {}])),
     )  # fmt: skip
+    return with_mask(case, 2 * np.abs(array(1, case.x.shape))) if form == "masked" else case

@@ -162,7 +162,7 @@ def run_peft(case: "Case") -> dict[str, Any]:
     if case.kind == "count":
         model = peft_model(case.shapes, case.rank)
         return {"num_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
-    return dict.fromkeys(case.wanted, f"unsupported: PEFT knows no {case.kind}")
+    return dict.fromkeys(case.wanted, f"unsupported: PEFT has no {case.kind} of its own")
 
 
 def peft_bases(
@@ -195,9 +195,7 @@ def peft_model(
         empty = torch.nn.utils.skip_init(torch.nn.Linear, in_features, out_features, bias=bias)
         module.add_module(f"lin{i}", Conv1D(out_features, in_features) if conv1d else empty)
     names = [f"lin{i}" for i in range(len(shapes))]
-    settings = RandLoraConfig(
-        r=rank, randlora_alpha=alpha, randlora_dropout=0.0, target_modules=names, fan_in_fan_out=conv1d, **config
-    )
+    settings = RandLoraConfig(r=rank, randlora_alpha=alpha, target_modules=names, fan_in_fan_out=conv1d, **config)
     if draw_dtype == "bfloat16":
         return get_peft_model(module, settings)
     with mock.patch("peft.tuners.randlora.model.is_bf16_available", return_value=False):
@@ -218,6 +216,9 @@ def _run_layer(case: "Case") -> dict[str, Any]:
     delta = _numpy(layer.get_delta_weight(NAME))
     if case.merged:
         layer.merge()
+    if case.dropout_mask is not None:  # PEFT's own dropout, of p = 0, in training mode, times the mask
+        mask = _tensor(case.dropout_mask, case.dtype)
+        layer.train().randlora_dropout[NAME].register_forward_hook(lambda module, given, output: output * mask)
     x = _tensor(case.x, case.dtype).requires_grad_()
     y = layer(x)
     y.backward(_tensor(case.dy, case.dtype))

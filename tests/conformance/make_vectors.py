@@ -1,7 +1,7 @@
 """Writes the stored vectors, byte for byte the same everywhere: ``python tests/conformance/make_vectors.py``.
 
-Inputs are words of Philox, expected values ``spec``'s on exact fractions, rounded once; bases and ranks are
-``oracle``'s. Cases are only ever appended: an id keeps its meaning.
+Inputs are words of Philox, expected values ``spec``'s on exact fractions, a block's in 50 digits, rounded once; bases
+and ranks are ``oracle``'s. Cases are only ever appended: an id keeps its meaning.
 """
 
 import hashlib
@@ -16,6 +16,10 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from conformance import block_cases
+from conformance.stream import Stream
 
 from randlora_ref import spec
 from randlora_ref.conformance import oracle, vectors
@@ -24,25 +28,6 @@ from randlora_ref.conformance.cases import NOTES, Case, expected, flags, layer_o
 Array = Any
 DIGITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
 ROGUE = 1009  # what fills the unread part of shared bases
-
-
-class Stream:
-    """Numbers from one stream of words: the same on every machine and with every version of NumPy."""
-
-    def __init__(self, stream: int) -> None:
-        self.words = (oracle.philox_word(20250201, stream, e) for e in range(1 << 30))
-
-    def integers(self, low: int, high: int, *shape: int) -> Array:
-        size = int(np.prod(shape))
-        return np.array([low + next(self.words) % (high - low + 1) for _ in range(size)], dtype=np.float64).reshape(
-            shape
-        )
-
-    def reals(self, dtype: str, *shape: int) -> Array:
-        """Uniform on ±2 with all the digits of ``dtype``."""
-        size = int(np.prod(shape))
-        scaled = [(next(self.words) * 2**32 + next(self.words)) / 2**62 - 2 for _ in range(size)]
-        return np.array(scaled, dtype=dtype).reshape(shape)
 
 
 def layer(
@@ -59,9 +44,13 @@ def layer(
     dtype: str = "float64",
     bases: str | None = None,
     terms: int | None = None,
+    dropped: int = 0,
     **changes: Any,
 ) -> Case:
-    """A layer case; exact unless ``bases`` names a dialect's kind of bases, such as "peft dense"."""
+    """A layer case; exact unless ``bases`` names a dialect's kind of bases, such as "peft dense".
+
+    ``dropped``: one entry of x in so many is dropped.
+    """
     s, D, d = Stream(stream), max(shape), min(shape)
     n = terms or -(-d // r)
     sizes = {"x": (*lead, shape[1]), "weight": shape, "bias": shape[:1], "lambda_": (n, r), "gamma": (n, d)}
@@ -80,6 +69,9 @@ def layer(
         id=id_, kind="layer", tier=tier, pairing=pairing, scaling=scaling, alpha=scaling * r, dtype=dtype,
         clause="spec.delta_weight, spec.forward, spec.backward; §4.1, Eq. 4", A=A, B=B, **given,
     )  # fmt: skip
+    if dropped:
+        kept = s.integers(0, dropped - 1, *case.x.shape) != 0
+        case = replace(case, dropout_mask=(kept * (dropped / (dropped - 1))).astype(dtype))
     case = replace(case, **changes)
     if tier == "exact":
         c = case.with_arrays(np.abs)
@@ -166,6 +158,30 @@ def real_cases() -> Iterator[Case]:
             yield layer(
                 f"real-{number:03}-{name}-{dtype}", 200 + number, shape, r, pairing, dtype=dtype, bases=bases, **given
             )
+
+
+def dropout_cases() -> Iterator[Case]:
+    """Layers with a dropout mask: p = 1/2 in the exact tier, so that what is kept counts twice; 1/5 in the real one."""
+    shapes: list[tuple[str, tuple[int, int], int, dict[str, Any]]] = [
+        ("tall", (5, 4), 2, {}),
+        ("wide", (3, 5), 2, {"scaling": 2}),
+        ("square", (4, 4), 2, {"fan_in_fan_out": True}),
+        ("ragged-sliced", (6, 5), 3, {"pad": (2, 1, 1), "lead": (2, 2), "bias": None}),
+        ("start", (5, 3), 2, {"lambda_": np.zeros((2, 2)), "lead": ()}),
+        ("everything-dropped", (4, 5), 2, {"dropout_mask": np.zeros((3, 5))}),
+    ]
+    rows = [(*row, pairing) for row in shapes for pairing in ("literal", "crossed")]
+    for number, (name, shape, r, options, pairing) in enumerate(rows, 1):
+        yield layer(f"dropout-{number:03}-{name}-{pairing}", 400 + number, shape, r, pairing, dropped=2, **options)
+    real: list[tuple[str, tuple[int, int], str, Any, str]] = [
+        ("tall", (7, 5), "peft dense", "crossed", "float64"),
+        ("wide", (5, 6), "peft dense", "crossed", "float32"),
+        ("native-tall", (6, 4), "paper dense", "literal", "float32"),
+        ("native-wide", (4, 7), "paper sparse", "literal", "float64"),
+    ]
+    for number, (name, shape, bases, pairing, dtype) in enumerate(real, len(rows) + 1):
+        id_ = f"dropout-{number:03}-{name}-{dtype}"
+        yield layer(id_, 400 + number, shape, 3, pairing, dropped=5, scaling=0.5, bases=bases, dtype=dtype)
 
 
 def other_cases() -> Iterator[Case]:
@@ -289,6 +305,9 @@ def full_json(case: Case) -> dict[str, Any]:
             paired = np.stack([spec.term_basis(B, j, case.pairing) for j in range(n)])
             scaled = case.lambda_[:, :, None] * spec.khatri_rao(A, case.gamma)
             out["intermediate"] = {"B_paired": vectors.encode(paired), "lambda_A_gamma": vectors.encode(scaled)}
+    elif case.kind == "block":
+        digits = block_cases.in_fifty_digits(case)
+        out["expected"] = {name: vectors.encode(to_float64(digits[name]), "float64") for name in case.wanted}
     elif case.kind == "bases":
         out["expected"] = {name: vectors.encode(x.astype(np.float32), "float32") for name, x in expected(case).items()}
         if case.dialect == "paper":
@@ -376,11 +395,14 @@ def negative_cases(exact: Case, real: Case) -> list[dict[str, Any]]:
 def files() -> dict[str, str]:
     """Every generated file's text by name."""
     exact, real, other = list(exact_cases()), list(real_cases()), list(other_cases())
+    dropout, block = list(dropout_cases()), list(block_cases.block_cases())
     cases = {"layer-exact.json": exact, "layer-real.json": real, "rank.json": list(rank_cases())}
+    cases |= {"layer-dropout.json": dropout, "block.json": block}
     cases |= {f"{kind}.json": [c for c in other if c.kind == kind] for kind in ("bases", "start", "count")}
     texts = {name: as_text("cases", [full_json(case) for case in some]) for name, some in cases.items()}
     negatives = negative_cases(exact[0], real[0])
     texts["negative.json"] = as_text("cases", negatives)
+    exact += [case for case in dropout if case.tier == "exact"]
     summed = vectors.exact_digest((c.id, {k: v for k, v in layer_outputs(c).items() if k in c.wanted}) for c in exact)
     manifest = {
         "format": vectors.FORMAT, "version": vectors.VERSION, "spec_version": spec.SPEC_VERSION, "license": "CC0-1.0",

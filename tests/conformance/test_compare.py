@@ -1,11 +1,22 @@
 """The comparison itself: it must reject what it should, and by its own arithmetic."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
 
-from randlora_ref.conformance import Case, check, compare, expected, limits, random_case
+from randlora_ref.conformance import (
+    Case,
+    check,
+    compare,
+    expected,
+    find_case,
+    limits,
+    random_case,
+    reference,
+    stored_cases,
+)
 
 
 def layer(**changes: object) -> Case:
@@ -121,6 +132,17 @@ def test_an_implementation_cannot_change_the_case() -> None:
     check(destroys, cases=[case])
     assert case.A.tolist() == [[1.0, 2.0]]
 
+    def destroys_by_role(case: Case) -> dict[str, object]:
+        case.gamma["q"][:] = 7
+        del case.weight["q"]
+        return {}
+
+    block = find_case("block-003-vit")
+    before = block.gamma["q"].copy()
+    check(destroys_by_role, cases=[block])
+    assert np.array_equal(block.gamma["q"], before)
+    assert "q" in block.weight
+
 
 def test_the_limit_is_the_rule_written_out() -> None:
     """16·u·G with G of y = |x|(|W| + |ΔW|)ᵀ + |b|, by hand for the 3×2 layer with a minus sign and a bias."""
@@ -143,3 +165,55 @@ def test_the_real_tier_takes_rounding_and_no_more() -> None:
         assert mismatch is not None
         assert mismatch.count == 1
         assert mismatch.ratio == pytest.approx(1.1, rel=1e-6)
+
+
+# -- blocks -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "u"), [("float64", 2.0**-53), ("float32", 2.0**-24)])
+def test_the_limit_of_a_block_is_the_rule_written_out(dtype: str, u: float) -> None:
+    """u·max(1024·the tensor's largest, the case's largest); ∂L/∂Γ of the start is zero, and has the second."""
+    case = find_case("block-007-start").cast(dtype)
+    right, limit = expected(case), limits(case)
+    largest = {name: max(abs(float(entry)) for entry in x.flat) for name, x in right.items()}
+    assert limit.keys() == right.keys()
+    assert limit["y"] == u * 1024 * largest["y"]
+    assert limit["dlambda.q"] == u * 1024 * largest["dlambda.q"]
+    assert largest["dgamma.q"] == 0
+    assert limit["dgamma.q"] == u * max(largest.values())
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_block_takes_rounding_and_no_more(dtype: str) -> None:
+    """One entry moved by 0.9 of the limit passes, by 1.1 fails, and the rule is said; this package has 1/10 at most."""
+    case = find_case("block-002-llama").cast(dtype)
+    right, limit = expected(case), limits(case)
+    for name, value in right.items():
+        assert np.max(np.abs(reference(case)[name] - value)) <= limit[name] / 10
+        first = np.arange(value.size).reshape(value.shape) == 0
+        assert check(lambda _, n=name, s=first * 0.9: {**right, n: right[n] + s * limit[n]}, cases=[case]).passed
+        report = check(lambda _, n=name, s=first * 1.1: {**right, n: right[n] + s * limit[n]}, cases=[case])
+        lines = report.failures[0].lines()
+        assert [line for line in lines if name in line and "1 of" in line and "1.1 times the limit" in line]
+        assert "    limit: u·max(2¹⁰·largest of the tensor, largest of the case)" in lines
+
+
+def test_a_block_in_single_precision_is_called_so() -> None:
+    """Who computes in float32 what is declared as float64 fails, by that name; declared, it passes."""
+    blocks = [case for case in stored_cases() if case.kind == "block"]
+
+    def single(case: Case) -> Mapping[str, object]:
+        return reference(case.cast("float32"))
+
+    report = check(single, cases=blocks)
+    assert len(report.failures) == len(blocks)
+    assert report.diagnosis == "computed in the precision of float32"
+    assert check(single, cases=blocks, dtype="float32").passed_cases == len(blocks)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_blocks_are_left_out_where_no_limit_parts_right_from_wrong(dtype: str) -> None:
+    with pytest.raises(ValueError, match="no case is left"):
+        check(reference, ["block"], dtype=dtype)
+    layers = check(reference, ["layer"], dtype=dtype).passed_cases
+    assert check(reference, ["layer", "block"], dtype=dtype).passed_cases == layers

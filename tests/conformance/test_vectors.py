@@ -5,6 +5,7 @@ import importlib.util
 import json
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -12,8 +13,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from spec import many_digits as m
 
-from randlora_ref.conformance import Case, check, exact_digest, reference, stored_cases, write_vectors
+from randlora_ref.conformance import (
+    Case,
+    check,
+    exact_digest,
+    expected,
+    find_case,
+    reference,
+    stored_cases,
+    write_vectors,
+)
 from randlora_ref.conformance import vectors as v
 
 FOLDER = v.STORED
@@ -39,11 +50,23 @@ def test_they_are_what_the_generator_writes() -> None:
         assert (FOLDER / name).read_bytes() == text.encode(), AGAIN
 
 
+def test_published_files_keep_their_bytes() -> None:
+    """Cases are appended in files of their own: an id, and the file it was published in, keeps its meaning."""
+    published = {
+        "bases": "e3f22ea75dc17ca2", "count": "8f185f0aec1d9dde", "layer-exact": "41d6d03a67bfa347",
+        "layer-real": "2787b0399da16566", "negative": "8350c98befd0432e", "rank": "9c2aed9b9912a0e1",
+        "start": "634bb13e59a497b2",
+    }  # fmt: skip
+    for name, digest in published.items():
+        assert hashlib.sha256((FOLDER / f"{name}.json").read_bytes()).hexdigest().startswith(digest), name
+
+
 def test_size_and_ids() -> None:
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 1_000_000
     lines = [line for name in v.FILES for line in (FOLDER / name).read_text().split("\n")[1:-2]]
     assert len(lines) == len(RAW) == len(stored_cases())  # ids are unique
     assert statistics.median(map(len, lines)) < 4096
+    assert (FOLDER / "block.json").stat().st_size < 150_000
 
 
 def test_every_file_and_a_request_keep_to_the_schema() -> None:
@@ -52,8 +75,9 @@ def test_every_file_and_a_request_keep_to_the_schema() -> None:
     for path in FOLDER.glob("*.json"):
         if path.name != "schema.json":
             validator.validate(json.loads(path.read_text()))
-    request = {"version": 1, "case": v.case_to_json(stored_cases()[0])}
-    validator.validate(json.loads(json.dumps(request)))
+    for name in ("exact-001-hand-3x2", "dropout-001-tall-literal", "block-002-llama"):
+        request = {"version": 1, "case": v.case_to_json(find_case(name))}
+        validator.validate(json.loads(json.dumps(request)))
     validator.validate({"id": "a", "unsupported": "why"})
     validator.validate({"format": "randlora-results", "version": 1, "results": {"a": {"y": [[1, 2.5]], "dx": 3}}})
     for bad in ({"id": "a"}, {"version": 2}, {"id": "a", "results": {"y": "no"}}):
@@ -65,6 +89,55 @@ def test_invalid_cases_are_refused(negative: Any) -> None:
     with pytest.raises(ValueError, match="must") as error:
         v.case_from_json(negative["case"], "here")
     assert str(error.value).startswith("here")
+    assert "\n" not in str(error.value)
+
+
+PLACES = {  # a place in a stored case, and what must not be there
+    "dropout-001-tall-literal": [
+        ("dropout_mask", v.encode(np.ones((3, 5)))),
+        ("dropout_mask", {"q": v.encode(np.ones((3, 4)))}),
+        ("merged", True),
+        ("weight", {"q": v.encode(np.ones((5, 4)))}),
+        ("causal", True),
+    ],
+    "block-002-llama": [
+        ("block", {}),
+        ("block", 7),
+        *((f"block.{name}", value) for name in ("width", "heads", "key_heads", "head_width") for value in (0, 3, 4.5)),
+        ("block.eps", -1),
+        ("block.activation", "relu"),
+        *((f"block.{name}", value) for name in ("centred", "fused", "gated") for value in (1, "no", None)),
+        ("block.biases", ["up"]),
+        ("block.biases", ["bias"]),
+        ("block.layers", 2),
+        ("causal", 1),
+        ("rope_theta", 0),
+        ("attention_mask", None),
+        *(("attention_mask", [row, row]) for row in ([1, 1], [1, 1, 2], [1, 1, True], [1.0, 1.0, 1.0], "110")),
+        ("attention_mask", [[1, 1, 1]]),
+        ("weight", v.encode(np.ones((6, 6)))),
+        ("weight.qkv", v.encode(np.ones((6, 6)))),
+        ("bias.q", v.encode(np.ones(16))),
+        ("A.norm1", v.encode(np.ones((2, 6)))),
+        ("B.q", v.encode(np.ones((3, 15, 2)))),
+        ("lambda_", {}),
+        ("gamma.q", v.encode(np.ones((2, 6)))),
+        ("gamma.q", {"q": v.encode(np.ones((3, 6)))}),
+        ("dropout_mask.q", v.encode(np.ones((2, 3, 6)))),
+    ],
+}
+
+
+@pytest.mark.parametrize(("id_", "way", "value"), [(id_, *place) for id_, some in PLACES.items() for place in some])
+def test_invalid_masks_and_blocks_are_refused(id_: str, way: str, value: Any) -> None:
+    """Each by the reader, in one line that names the place."""
+    case = json.loads(json.dumps(RAW[id_]))
+    place, (*keys, last) = case["given"], way.split(".")
+    for key in keys:
+        place = place.setdefault(key, {})
+    place[last] = value
+    with pytest.raises(ValueError, match=r"^here: ") as error:
+        v.case_from_json(case, "here")
     assert "\n" not in str(error.value)
 
 
@@ -128,9 +201,56 @@ def test_both_pairings_and_every_flag_are_there() -> None:
     notes = json.loads((FOLDER / "MANIFEST.json").read_text())["notes"]
     assert seen == set(notes)
     assert {case.pairing for case in stored_cases() if case.kind == "layer"} == {"literal", "crossed"}
-    assert {case.kind for case in stored_cases()} == {"layer", "bases", "start", "count", "rank"}
+    assert {case.kind for case in stored_cases()} == {"layer", "bases", "start", "count", "rank", "block"}
     bfloat16 = [case for case in stored_cases() if "bfloat16" in case.exact_in]
     assert len(bfloat16) >= 20
+
+
+def test_masks_drop_some_and_keep_some() -> None:
+    """In both tiers and pairings, on tall and on wide layers; what is kept counts 1/(1 − p) times."""
+    cases = [case for case in stored_cases() if case.dropout_mask is not None]
+    assert all(set(case.notes) & {"dropout"} for case in cases)
+    some = [c for c in cases if np.any(c.dropout_mask)]
+    for case in some:
+        assert set(np.unique(case.dropout_mask)) == {0, 2 if case.tier == "exact" else 1.25}
+    kinds = {(c.tier, c.pairing, c.weight.shape[0] > c.weight.shape[1]) for c in some}
+    assert len(kinds) == 8
+
+
+def test_blocks_cover_what_they_should() -> None:
+    """Each choice both ways; rotary heads of more than one plane, as one tells neither halves nor θ; no free zeros."""
+    cases = [case for case in stored_cases() if case.kind == "block"]
+    for choice in (
+        lambda c: c.block.centred, lambda c: c.block.gated, lambda c: c.block.fused, lambda c: c.causal,
+        lambda c: bool(np.all(c.attention_mask)), lambda c: c.block.key_heads < c.block.heads,
+        lambda c: c.rope_theta is None, lambda c: c.pairing, lambda c: not c.block.biases,
+        lambda c: set(c.A) == set(c.block.shapes()),
+    ):  # fmt: skip
+        assert len({choice(case) for case in cases}) == 2
+    assert {case.block.activation for case in cases} == {"gelu", "gelu_tanh", "quick_gelu", "silu"}
+    assert any(1 < case.block.key_heads < case.block.heads for case in cases)
+    assert all(case.block.head_width >= 4 for case in cases if case.rope_theta is not None)
+    for case in cases:
+        sizes = {name: np.max(np.abs(x)) for name, x in expected(case).items()}
+        small = {name for name, size in sizes.items() if size < 2**-7 * max(sizes.values())}
+        assert small == ({"dgamma.q", "dgamma.down"} if "start" in case.notes else set()), case.id
+
+
+@pytest.mark.parametrize("case", [case for case in stored_cases() if case.kind == "block"], ids=lambda case: case.id)
+def test_blocks_are_right_in_plain_loops(case: Case) -> None:
+    """y beside the second forward of ``tests/spec``, plain loops of 50 digits that know nothing of the package."""
+    kind = case.block
+    own = {name: getattr(kind, name) for name in ("heads", "key_heads", "head_width", "eps", "activation")}
+    own |= {name: getattr(kind, name) for name in ("centred", "fused", "gated")}
+    plain = SimpleNamespace(**own, causal=case.causal, rotary=case.rope_theta, theta=case.rope_theta, scaling=None)
+    parameters = {role: (m.numbers(w), m.numbers(case.bias.get(role))) for role, w in case.weight.items()}
+    updates = {
+        role: dict(zip(("A", "B", "lambda_", "gamma"), map(m.numbers, factors), strict=True))
+        | {"scaling": case.scaling, "pairing": case.pairing, "dropout_mask": None}
+        for role, factors in case.factors.items()
+    }
+    y = np.array(m.block(m.numbers(case.x), plain, parameters, updates, case.attention_mask), dtype=np.float64)
+    assert np.max(np.abs(y - expected(case)["y"])) <= 2.0**-52 * np.max(np.abs(y))
 
 
 def test_known_words_are_in_the_basis_tier() -> None:

@@ -63,7 +63,15 @@ def test_right_implementations_pass(name: str) -> None:
 
 def test_there_are_enough_wrong_ones() -> None:
     assert len(wrong.WRONG) >= 30
-    assert {one.kind for one in wrong.WRONG.values()} == {"layer", "bases", "start", "count"}
+    assert {one.kind for one in wrong.WRONG.values()} == {"layer", "bases", "start", "count", "block"}
+
+
+def test_a_block_from_its_forward_alone_passes() -> None:
+    """The block that the wrong ones are made of, its gradients by the complex step; it is no layer."""
+    report = check(wrong.wrong_blocks.block)
+    assert report.passed, "\n".join(report.lines())
+    assert report.passed_cases == 7
+    assert {reason for _, _, reason in report.absent} == {"unsupported: blocks alone"}
 
 
 @pytest.mark.parametrize("name", wrong.WRONG)
@@ -123,7 +131,7 @@ def test_bad_targets_are_refused(target: str) -> None:
 def results() -> dict[str, Any]:
     rows = {}
     for case in stored_cases():
-        if case.kind in ("layer", "count"):
+        if case.kind in ("layer", "count", "block"):
             out = reference(case)
             rows[case.id] = {k: x.tolist() if hasattr(x, "tolist") else x for k, x in out.items() if k in case.wanted}
     return {"format": "randlora-results", "version": 1, "results": rows}
@@ -133,13 +141,18 @@ def test_a_results_file_is_checked_offline(tmp_path: Path) -> None:
     content = results()
     path = tmp_path / "results.json"
     path.write_text(json.dumps(content))
-    report = check_target(str(path), kinds=["layer", "count"])
+    report = check_target(str(path), kinds=["layer", "count", "block"])
+    assert report.passed_cases > 130
     empty = sum(case.x.shape[0] == 0 for case in stored_cases() if case.kind == "layer" and case.x.ndim > 1)
     assert len(report.failures) == empty  # nested lists cannot say (0, 4); the vectors' form can
     content["results"]["exact-001-hand-3x2"]["y"][0][0] += 1
     path.write_text(json.dumps(content))
     failures = check_target(str(path), kinds=["layer", "count"]).failures
     assert len(failures) == empty + 1
+    content["results"]["block-004-clip"]["dlambda.q"][0][0] += 1e-6
+    path.write_text(json.dumps(content))
+    (failure,) = check_target(str(path), kinds=["block"]).failures
+    assert [mismatch.tensor for mismatch in failure.mismatches] == ["dlambda.q"]
     assert not check_target(str(path), kinds=["rank"]).passed  # nothing came
 
 
@@ -174,7 +187,7 @@ def test_the_python_client_passes() -> None:
     assert report.passed_cases >= 100
     assert report.seconds < 20
     assert {reason for _, _, reason in report.absent} == {
-        f"unsupported: no {k} here" for k in ("bases", "start", "rank")
+        f"unsupported: no {k} here" for k in ("bases", "start", "rank", "block")
     }
 
 
@@ -189,6 +202,21 @@ def test_the_javascript_client_passes() -> None:
 
 def program(body: str) -> str:
     return f"{sys.executable} -c '{body}'"
+
+
+def test_a_program_may_answer_blocks() -> None:
+    """Everything that a block needs goes over the line and comes back."""
+    body = """
+import json, sys
+from randlora_ref.conformance import reference, vectors
+for line in sys.stdin:
+    case = vectors.case_from_json(json.loads(line)["case"], "line")
+    results = {name: vectors.encode(x, "float64") for name, x in reference(case).items()}
+    print(json.dumps({"id": case.id, "results": results}), flush=True)
+"""
+    report = check_target(command=program(body), kinds=["block"])
+    assert report.passed_cases == 7, "\n".join(report.lines())
+    assert not report.absent
 
 
 CASES = [case for case in stored_cases() if case.kind == "count"][:3]
@@ -259,6 +287,9 @@ def test_a_search_shrinks_to_a_smallest_failure() -> None:
     assert not case.x.any()
     assert case.bias is None
     assert "--random 100 --seed 5" in report.failures[0].reproduce
+    masked = search(wrong.WRONG["mask_ignored"], 100, seed=5)
+    assert "dropout mask ignored" in masked.diagnosis  # x = 0 shrinks it to dx, where a second one fits
+    assert masked.failures[0].case.notes[-1] == "dropout"
     right = search(reference, 40, seed=5)
     assert right.passed
     assert right.passed_cases >= 30
