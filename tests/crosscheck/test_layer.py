@@ -45,6 +45,7 @@ def test_random_cases_of_peft_cover_what_they_should() -> None:
         "fan_in_fan_out",
         "merged",
         "sliced",
+        "dropout",
     ):
         seen = [case for case in cases if flag in case.notes]
         assert {case.dtype for case in seen} == {"float32", "float64"}, flag
@@ -73,6 +74,43 @@ def test_a_layer_of_another_n_is_unsupported_with_a_reason() -> None:
         lambda_=np.ones((1, 2)), gamma=np.ones((1, 4)), dy=np.ones((1, 5)),
     )  # fmt: skip
     assert all("unsupported: PEFT has n = 2" in value for value in run_peft(case).values())
+
+
+def test_peft_drops_as_the_masks_of_the_cases_say() -> None:
+    """PEFT's own ``nn.Dropout`` in training mode: its mask, read off and given to ``spec``, gives its y, dx and dΛ."""
+    import torch
+
+    from randlora_ref import spec
+    from randlora_ref.interop.peft import peft_model
+
+    for shape in ((6, 4), (4, 7)):
+        model = peft_model([shape], 2, alpha=3, randlora_dropout=0.5).double()
+        layer = model.base_model.model.lin0.train()
+        for parameter in layer.parameters():
+            torch.nn.init.normal_(parameter)
+        masks: list[torch.Tensor] = []
+
+        def read(_: object, given: tuple[torch.Tensor], out: torch.Tensor, masks: list[torch.Tensor] = masks) -> None:
+            masks.append(out / given[0])
+
+        layer.randlora_dropout["default"].register_forward_hook(read)
+        x, dy = torch.randn(5, shape[1], dtype=torch.float64).requires_grad_(), torch.randn(5, shape[0]).double()
+        y = layer(x)
+        y.backward(dy)
+        (mask,) = (one.detach().numpy() for one in masks)
+        assert set(np.unique(mask.round(9))) == {0, 2}
+        weight, bias = (one.detach().numpy() for one in (layer.weight, layer.bias))
+        A, B, lambda_, gamma = (
+            getattr(layer, f"randlora_{what}")["default"].detach().numpy() for what in ("A", "B", "lambda", "gamma")
+        )
+        factors = A[:, 0, :], B.transpose(1, 0, 2), lambda_.T, gamma, 3 / 2, "crossed"
+        inputs, cotangent = x.detach().numpy(), dy.numpy()
+        right = spec.backward(cotangent, inputs, weight, *factors, mask)
+        np.testing.assert_allclose(
+            y.detach().numpy(), spec.forward(inputs, weight, bias, *factors, mask), rtol=0, atol=1e-10
+        )
+        np.testing.assert_allclose(x.grad.numpy(), right.x, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(layer.randlora_lambda["default"].grad.numpy().T, right.lambda_, rtol=0, atol=1e-10)
 
 
 def test_several_adapters_and_shapes_agree_but_for_the_known_fault() -> None:
