@@ -103,7 +103,7 @@ def case_from_json(value: Any, where: str) -> Case:
     try:
         case = _case(value, where)
         _check_shapes(case)
-    except (TypeError, KeyError, AttributeError, IndexError, ArithmeticError) as error:
+    except (TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
         text = f"{type(error).__name__} {str(error)[:60]!r}"
         raise ValueError(f"{where}: {text}; it must be as schema.json has it") from None
     except ValueError as error:

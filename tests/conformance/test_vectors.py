@@ -124,21 +124,37 @@ PLACES = {  # a place in a stored case, and what must not be there
         ("gamma.q", v.encode(np.ones((2, 6)))),
         ("gamma.q", {"q": v.encode(np.ones((3, 6)))}),
         ("dropout_mask.q", v.encode(np.ones((2, 3, 6)))),
+        ("dy", v.encode(np.ones((2, 3, 5)))),
+        ("x dy", v.encode(np.ones((3, 2, 6)))),
+        ("x", v.encode(np.ones((6, 6)))),
     ],
+    "block-004-clip": [("rope_theta", 10.0)],  # its heads have three coordinates
+    "block-003-vit": [("A B lambda_ gamma", {"norm1": v.encode(np.ones((1, 1, 1)))}), ("A B gamma", {})],
 }
 
 
 @pytest.mark.parametrize(("id_", "way", "value"), [(id_, *place) for id_, some in PLACES.items() for place in some])
 def test_invalid_masks_and_blocks_are_refused(id_: str, way: str, value: Any) -> None:
-    """Each by the reader, in one line that names the place."""
-    case = json.loads(json.dumps(RAW[id_]))
-    place, (*keys, last) = case["given"], way.split(".")
-    for key in keys:
-        place = place.setdefault(key, {})
-    place[last] = value
+    """Each by the reader, in one line that names the place, as part of a request, which has no results."""
+    case = {key: x for key, x in json.loads(json.dumps(RAW[id_])).items() if key != "expected"}
+    v.case_from_json(case, "here")
+    for one in way.split():
+        place, (*keys, last) = case["given"], one.split(".")
+        for key in keys:
+            place = place.setdefault(key, {})
+        place[last] = value
     with pytest.raises(ValueError, match=r"^here: ") as error:
         v.case_from_json(case, "here")
     assert "\n" not in str(error.value)
+
+
+def test_an_empty_block_is_refused() -> None:
+    """No token, no largest entry: the limit of a block needs one."""
+    case = {key: x for key, x in RAW["block-004-clip"].items() if key != "expected"}
+    empty = v.encode(np.ones((2, 0, 6)))
+    case = {**case, "given": {**case["given"], "x": empty, "dy": empty, "attention_mask": [[], []]}}
+    with pytest.raises(ValueError, match="fit together"):
+        v.case_from_json(case, "here")
 
 
 @pytest.mark.parametrize("negative", [n for n in NEGATIVE if n["fault"] == "malformed"], ids=lambda n: n["id"])

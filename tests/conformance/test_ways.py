@@ -9,9 +9,23 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+from conformance import block_cases
 
-from randlora_ref.conformance import Case, check, check_target, find_case, pytest_cases, reference, search, stored_cases
+from randlora_ref import nn
+from randlora_ref.conformance import (
+    Case,
+    check,
+    check_target,
+    expected,
+    find_case,
+    pytest_cases,
+    random_case,
+    reference,
+    search,
+    stored_cases,
+)
 from randlora_ref.conformance.ways import Program, load_function, results_file
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -276,6 +290,33 @@ def test_three_lines_give_one_test_per_case(tmp_path: Path) -> None:
         test(cases[0])
     with pytest.raises(pytest.skip.Exception, match="unsupported: layer cases alone"):
         test(next(case for case in cases if case.kind == "count"))
+
+
+def test_random_layers_have_masks_now_and_then() -> None:
+    """p = 1/2 on integers, p = 1/10 on reals; a merged layer has none, and who ignores them is called so."""
+    cases = [random_case(index) for index in range(120)]
+    masked = [case for case in cases if case.dropout_mask is not None]
+    assert 20 <= len(masked) <= 60
+    assert {case.tier for case in masked} == {"exact", "real"}
+    assert {case.weight.shape[0] > case.weight.shape[1] for case in masked} == {True, False}
+    for case in masked:
+        assert "dropout" in case.notes
+        assert not case.merged
+        assert case.dropout_mask.shape == case.x.shape
+        kept = np.array([2 if case.tier == "exact" else 1 / 0.9]).astype(case.dtype)
+        assert np.all((case.dropout_mask == 0) | (case.dropout_mask == kept))
+    assert check(wrong.WRONG["mask_ignored"], cases=cases).diagnosis == "dropout mask ignored"
+
+
+@pytest.mark.filterwarnings("ignore:Conversion of an array")
+def test_the_smallest_block_is_one() -> None:
+    """Every array of one entry stays an array, in NumPy 2.0 too, where np.float64 of it is a number."""
+    kind = nn.BlockSpec(1, 1, 1, 1, 1, 0.1, "silu", centred=False, biases=frozenset(("q", "up")))
+    case = block_cases.block("one", 1, kind, 1, "paper dense", attention_mask=((1, 1, 1), (1, 1, 1)))
+    for one in (case, case.cast("float32")):
+        assert {name: x.shape for name, x in expected(one).items()}["dlambda.q"] == (1, 1)
+        assert check(reference, cases=[one]).passed
+        assert check(wrong.wrong_blocks.block, cases=[one]).passed
 
 
 def test_a_search_shrinks_to_a_smallest_failure() -> None:
