@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conformance import block_cases
-from conformance.stream import Stream
+from conformance.negative_cases import negative_cases
+from conformance.stream import Stream, to_float64
 
 from randlora_ref import spec
 from randlora_ref.conformance import oracle, vectors
@@ -202,14 +203,8 @@ def other_cases() -> Iterator[Case]:
         ((dialect, shape, r) for dialect in ("paper", "peft") for shape, r in (((5, 3), 2), ((3, 8), 1), ((4, 4), 6))),
         1,
     ):
-        yield Case(
-            id=f"start-{number:03}-{dialect}",
-            kind="start",
-            dialect=dialect,
-            shape=shape,
-            rank=r,
-            clause="dialects; Λ = 0",
-        )
+        id_ = f"start-{number:03}-{dialect}"
+        yield Case(id=id_, kind="start", dialect=dialect, shape=shape, rank=r, clause="dialects; Λ = 0")
     networks = [
         ((768, 768),),
         ((3072, 768), (768, 3072)),
@@ -284,10 +279,6 @@ def rank_case(
     return replace(case, notes=("deficient",) if oracle.exact_rank(case) < min(shape) else ())
 
 
-def to_float64(x: Array) -> Array:
-    return np.array([float(v) for v in np.asarray(x).flat]).reshape(np.shape(x))
-
-
 def full_json(case: Case) -> dict[str, Any]:
     """A case with its expected results, and what helps to find a fault."""
     out = {**vectors.case_to_json(case)}
@@ -322,76 +313,6 @@ def full_json(case: Case) -> dict[str, Any]:
     return out
 
 
-def negative_cases(exact: Case, real: Case) -> list[dict[str, Any]]:
-    """What must be refused: text, cases with one fault each, and results that a right comparison rejects."""
-    whole = json.dumps(full_json(exact), ensure_ascii=False)
-
-    def case_with(path: str, value: Any) -> Any:
-        one = json.loads(whole)
-        *way, last = path.split(".")
-        place = one
-        for key in way:
-            place = place[key]
-        place[last] = value
-        return one
-
-    malformed = {
-        "truncated": whole[:-9], "duplicate-key": '{"id": 1, "id": 2}', "nan": '{"x": NaN}',
-        "infinity": '{"x": -Infinity}', "trailing-comma": "[1,]", "single-quotes": "{'a': 1}", "empty": "",
-        "two-values": "1 2", "comment": "[1] // one",
-    }  # fmt: skip
-    invalid = {
-        "unknown-kind": case_with("kind", "layers"), "unknown-pairing": case_with("given.pairing", "both"),
-        "text-for-array": case_with("given.x", "1 2 3"), "list-for-array": case_with("given.x", [1, 2]),
-        "short-data": case_with("given.x.data", [1]), "float-in-int": case_with("given.x.data", [0.5] * exact.x.size),
-        "negative-size": case_with("given.x.shape", [-1, 2]), "huge-size": case_with("given.x.shape", [2**60, 2]),
-        "unknown-dtype": case_with("given.x.dtype", "float8"), "boolean-scaling": case_with("given.scaling", True),
-        "wrong-columns": case_with("given.A", vectors.encode(np.ones((1, 1)))), "no-given": case_with("given", {}),
-        "ragged-terms": case_with("given.gamma", vectors.encode(np.ones((3, 2)))), "extra-key": case_with("run", "x"),
-        "missing-result": case_with("expected", {}), "text-merged": case_with("given.merged", "yes"),
-    }  # fmt: skip
-    out: list[dict[str, Any]] = [
-        {"id": f"malformed-{name}", "fault": "malformed", "text": text} for name, text in malformed.items()
-    ]
-    out += [{"id": f"invalid-{name}", "fault": "invalid", "case": case} for name, case in invalid.items()]
-    right = {name: to_float64(x) for name, x in layer_outputs(exact, Fraction).items()}
-    close = {name: to_float64(x) for name, x in layer_outputs(real, Fraction).items()}
-
-    def spoiled(id_: str, of: Case, base: dict[str, Array], tensor: str, change: Any, fault: str = "mismatch") -> None:
-        lists = {name: x.tolist() for name, x in base.items()}
-        out.append(
-            {
-                "id": f"{fault}-{id_}",
-                "fault": fault,
-                "of": of.id,
-                "results": {**lists, tensor: change(base[tensor].copy())},
-            }
-        )
-
-    spoiled(
-        "one-entry-by-one", exact, right, "dgamma", lambda x: (x + (np.arange(x.size) == 0).reshape(x.shape)).tolist()
-    )
-    spoiled("sign", exact, right, "dlambda", lambda x: (-x).tolist())
-    spoiled("transposed", exact, right, "delta_weight", lambda x: x.T.tolist())
-    spoiled("flat", exact, right, "y", lambda x: x.ravel().tolist())
-    spoiled("extra-axis", exact, right, "y", lambda x: x[None].tolist())
-    spoiled("empty", exact, right, "dx", lambda x: [])
-    spoiled("zero", exact, right, "dx", lambda x: (0 * x).tolist())
-    spoiled("text", exact, right, "y", lambda x: [[str(v) for v in row] for row in x])
-    spoiled("one-part-in-a-million", real, close, "y", lambda x: (x * (1 + 1e-6)).tolist())
-    spoiled("single-precision", real, close, "dlambda", lambda x: x.astype(np.float32).tolist())
-    for word in ("NaN", "Infinity", "-Infinity"):
-        spoiled(
-            word.lower().strip("-") + ("-below" if "-" in word else ""),
-            exact,
-            right,
-            "y",
-            lambda x, w=word: w,
-            "non-finite",
-        )
-    return out
-
-
 def files() -> dict[str, str]:
     """Every generated file's text by name."""
     exact, real, other = list(exact_cases()), list(real_cases()), list(other_cases())
@@ -400,7 +321,7 @@ def files() -> dict[str, str]:
     cases |= {"layer-dropout.json": dropout, "block.json": block}
     cases |= {f"{kind}.json": [c for c in other if c.kind == kind] for kind in ("bases", "start", "count")}
     texts = {name: as_text("cases", [full_json(case) for case in some]) for name, some in cases.items()}
-    negatives = negative_cases(exact[0], real[0])
+    negatives = negative_cases(exact[0], real[0], full_json(exact[0]))
     texts["negative.json"] = as_text("cases", negatives)
     exact += [case for case in dropout if case.tier == "exact"]
     summed = vectors.exact_digest((c.id, {k: v for k, v in layer_outputs(c).items() if k in c.wanted}) for c in exact)

@@ -26,3 +26,8 @@ class Stream:
         size = int(np.prod(shape))
         scaled = [(next(self.words) * 2**32 + next(self.words)) / 2**62 - 2 for _ in range(size)]
         return np.array(scaled, dtype=dtype).reshape(shape)
+
+
+def to_float64(x: Array) -> Array:
+    """Numbers of any kind, rounded once."""
+    return np.array([float(v) for v in np.asarray(x).flat]).reshape(np.shape(x))
