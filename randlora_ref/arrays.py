@@ -5,6 +5,7 @@ NumPy 2, CuPy 13 and 14 and array-api-strict share. Arrays never move between de
 ``from_numpy``.
 """
 
+import functools
 import math
 import sys
 from collections.abc import Callable
@@ -54,9 +55,12 @@ def describe(x: Array) -> str:
     return f"{type(x).__module__.partition('.')[0]} on {device_of(x)}"
 
 
+_text = functools.lru_cache(maxsize=None, typed=True)(str)  # of a dtype; NumPy takes microseconds to spell one
+
+
 def dtype_name(x: Array) -> str:
     """The dtype of an array as a plain word: "float32", "complex128", "object" …"""
-    return str(x.dtype).rpartition(".")[2]
+    return _text(x.dtype).rpartition(".")[2]
 
 
 def unit_roundoff(dtype: str) -> float:

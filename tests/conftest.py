@@ -6,7 +6,7 @@ from typing import Any
 import array_api_strict
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from randlora_ref import arrays
 
@@ -14,6 +14,7 @@ settings.register_profile("dev", deadline=None, max_examples=50)
 settings.register_profile(
     "ci", deadline=None, max_examples=50, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
+settings.register_profile("faults", settings.get_profile("ci"), phases=(Phase.explicit, Phase.generate))  # not shrunk
 settings.register_profile("thorough", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 

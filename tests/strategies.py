@@ -23,10 +23,10 @@ def holds(of: str, one: Property, subject: Any, backend: Backend = HOST) -> None
     assert 0 <= figure <= one.limit, f"{name}: {figure} <= {one.limit} ({one.formula})"
 
 
-def examples(few: int) -> settings:
-    """``few`` examples by default, where each is a whole block or model; all that the profile ``thorough`` asks for."""
+def examples(few: int, most: int = 2000) -> settings:
+    """``few`` examples by default, where each is a whole block or model; ``most`` in the profile ``thorough``."""
     asked = settings().max_examples
-    return settings(max_examples=few if asked <= 50 else asked)
+    return settings(max_examples=few if asked <= 50 else min(asked, most))
 
 
 @st.composite

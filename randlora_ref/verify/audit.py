@@ -6,7 +6,8 @@ import platform
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from fractions import Fraction
-from itertools import chain, starmap
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,8 @@ from .. import __version__, arrays, prng, spec
 from ..adapters import FullFineTuning, LoRA, NoLA, RandLoRA, RandLoRAa, VeRA
 from ..adapters.randlora import ORDERS, Order
 from ..bases import Bases, draw_bases, tile
-from . import blocks, complex_step, gauge, integers, ranks
-from .configurations import generator
+from . import block, complex_step, functions, gauge, integers, models, points, ranks
+from .configurations import Backend, build_model, draw_block, draw_model, generator
 
 Array = Any
 # (out, in), r, n, leading axes: wide, tall, square, r∤d, r = d, r > d, n = 1, r = 1, no rows, many axes
@@ -67,40 +68,22 @@ class Property(NamedTuple):
         return 0 <= self.figure <= self.limit
 
 
-class Backend(NamedTuple):
-    """An array library and a device to audit on."""
+def randlora(backend: Backend, case: dict[str, Any], dtype: str, **changes: Any) -> RandLoRA:
+    """The adapter of a case of ``integers.layer_case``, its arrays brought to ``backend`` in ``dtype``."""
+    own = {name: backend.array(case[name], dtype) for name in ("A", "B", "lambda_", "gamma")} | changes
+    (out, in_), bases = case["weight"].shape, Bases(own.pop("A"), own.pop("B"))
+    own |= {"scaling": case["scaling"], "dialect": "paper" if case["pairing"] == "literal" else "peft"}
+    return RandLoRA(out_features=out, in_features=in_, rank=case["lambda_"].shape[1], bases=bases, **own)
 
-    xp: Any
-    device: Any = None
 
-    def layer(self, case: dict[str, Any], dtype: str, **changes: Any) -> RandLoRA:
-        """The adapter of a case of ``integers.layer_case``, its arrays brought here in ``dtype``."""
-        own = {name: self.array(case[name], dtype) for name in ("A", "B", "lambda_", "gamma")} | changes
-        out, in_ = case["weight"].shape
-        return RandLoRA(
-            out_features=out,
-            in_features=in_,
-            rank=case["lambda_"].shape[1],
-            bases=Bases(own["A"], own["B"]),
-            lambda_=own["lambda_"],
-            gamma=own["gamma"],
-            scaling=case["scaling"],
-            dialect="paper" if case["pairing"] == "literal" else "peft",
-            order=own.get("order"),
-        )
-
-    def array(self, x: Array, dtype: str) -> Array:
-        """A host array brought here in ``dtype``; None stays None."""
-        return None if x is None else arrays.from_numpy(self.xp, np.asarray(x, dtype), self.device)
-
-    def run(self, case: dict[str, Any], dtype: str, order: Order | None = None) -> dict[str, Array]:
-        """Every result of the fast layer as float64 on the host, under the names of ``gauge.expected``."""
-        layer = self.layer(case, dtype, order=order)
-        x, weight, bias, mask, dy = (self.array(case[k], dtype) for k in ("x", "weight", "bias", "dropout_mask", "dy"))
-        y, cache = layer.forward(x, weight, bias, dropout_mask=mask)
-        dx, grads = layer.backward(dy, cache, weight_grad=True)
-        results = {"y": y, "delta_weight": layer.delta_weight(), "x": dx, **grads._asdict()}
-        return {name: arrays.to_numpy(result).astype(np.float64) for name, result in results.items()}
+def run(backend: Backend, case: dict[str, Any], dtype: str, order: Order | None = None) -> dict[str, Array]:
+    """Every result of the fast layer as float64 on the host, under the names of ``gauge.expected``."""
+    layer = randlora(backend, case, dtype, order=order)
+    x, weight, bias, mask, dy = (backend.array(case[k], dtype) for k in ("x", "weight", "bias", "dropout_mask", "dy"))
+    y, cache = layer.forward(x, weight, bias, dropout_mask=mask)
+    dx, grads = layer.backward(dy, cache, weight_grad=True)
+    results = {"y": y, "delta_weight": layer.delta_weight(), "x": dx, **grads._asdict()}
+    return {name: arrays.to_numpy(result).astype(np.float64) for name, result in results.items()}
 
 
 def properties(
@@ -181,14 +164,14 @@ def exact_layer(backend: Backend, rng: np.random.Generator) -> Iterator[Property
         before = {name: x.copy() for name, x in case.items() if isinstance(x, np.ndarray)}
         for dtype in ("float32", "float64"):
             for order in ORDERS:
-                wrong += _differ(backend.run(case, dtype, order), expected)
+                wrong += _differ(run(backend, case, dtype, order), expected)
         rogue = {name: case[name].copy() for name in ("A", "B")}
         D, d = spec.sides(case["weight"].shape)
         rogue["A"][:, d:], rogue["B"][:, D:], rogue["B"][len(case["lambda_"]) :] = 3e38, 3e38, 3e38
-        padded += _differ(backend.run(case | rogue, "float32"), expected)
+        padded += _differ(run(backend, case | rogue, "float32"), expected)
         dy = integers.small(rng, *case["dy"].shape)
         cotangents = (dy, 2 * case["dy"] + dy, 0 * dy)
-        once, twice, zero = (backend.run(case | {"dy": cotangent}, "float64") for cotangent in cotangents)
+        once, twice, zero = (run(backend, case | {"dy": cotangent}, "float64") for cotangent in cotangents)
         for name in ("x", "weight", "bias", "lambda_", "gamma"):
             linear += np.sum(twice[name] != 2 * expected[name] + once[name]) + np.sum(zero[name] != 0)
         changed += sum(np.sum(case[name] != x) for name, x in before.items())
@@ -207,19 +190,21 @@ def real_layer(backend: Backend, rng: np.random.Generator) -> Iterator[Property]
     worst = ratio = step = repeat = back = 0.0
     for case in cases(rng):
         real = case | {name: rng.standard_normal(x.shape) for name, x in case.items() if isinstance(x, np.ndarray)}
-        rounded = {name: _float32(x) for name, x in real.items() if isinstance(x, np.ndarray)}
+        rounded = {
+            name: x.astype(np.float32).astype(np.float64) for name, x in real.items() if isinstance(x, np.ndarray)
+        }
         expected, gauges, m = gauge.expected(real), gauge.layer_gauges(real), gauge.contraction(real)
         expected32 = gauge.expected(real | rounded)
         for order in ORDERS:
-            results, results32 = backend.run(real, "float64", order), backend.run(real | rounded, "float32", order)
+            results, results32 = run(backend, real, "float64", order), run(backend, real | rounded, "float32", order)
             for name, b in expected.items():
                 worst = max(worst, gauge.relative_error(results[name], b, gauges[name], 2.0**-53))
                 allowed = gauge.limit(gauges[name], m, 2.0**-24)
                 ratio = max(ratio, gauge.ratio(results32[name], expected32[name], allowed))
-            again = backend.run(real, "float64", order)
+            again = run(backend, real, "float64", order)
             repeat += _differ(again, results)
         step = max(step, _complex_step(backend, rng, real, expected))
-        layer, weight = backend.layer(real, "float64"), backend.array(real["weight"], "float64")
+        layer, weight = randlora(backend, real, "float64"), backend.array(real["weight"], "float64")
         unmerged = arrays.to_numpy(layer.unmerge(layer.merge(weight)))
         size = gauges["delta_weight"] + abs(real["weight"])
         back = max(back, gauge.relative_error(unmerged, real["weight"], size, 1.0))
@@ -230,10 +215,6 @@ def real_layer(backend: Backend, rng: np.random.Generator) -> Iterator[Property]
     yield Property("layer: entries that differ between two runs", repeat, 0, "bits")
 
 
-def _float32(x: Array) -> Array:
-    return x.astype(np.float32).astype(np.float64)
-
-
 def _complex_step(backend: Backend, rng: np.random.Generator, case: dict[str, Any], expected: dict[str, Any]) -> float:
     """The worst relative error of ⟨gradient, u⟩ to the complex step along a random u, for x, Λ and Γ."""
     worst = 0.0
@@ -241,7 +222,7 @@ def _complex_step(backend: Backend, rng: np.random.Generator, case: dict[str, An
 
         def loss(p: Array, name: str = name) -> Array:
             moved = backend.array(p, "complex128")
-            layer = backend.layer(case, "float64", **({} if name == "x" else {name: moved}))
+            layer = randlora(backend, case, "float64", **({} if name == "x" else {name: moved}))
             x = moved if name == "x" else backend.array(case["x"], "float64")
             weight, bias, mask = (backend.array(case[k], "float64") for k in ("weight", "bias", "dropout_mask"))
             y, _ = layer.forward(x, weight, bias, dropout_mask=mask)
@@ -284,10 +265,38 @@ def other_adapters(backend: Backend, rng: np.random.Generator) -> Iterator[Prope
         yield Property(f"{kind.__name__}: every gradient by the exact adjoint, sum of gaps", gap, 0, "integers")
 
 
-def transformers(backend: Backend, rng: np.random.Generator) -> Iterator[Property]:
-    """``nn`` and the models: by complex step on the host, elsewhere beside the host's results."""
-    bring = None if backend.xp is np else lambda x: backend.array(x, x.dtype)
-    return starmap(Property, blocks.properties(rng, bring))
+DRAWN: dict[str, list[str]] = {
+    "nn": 8 * list(functions.FUNCTIONS),
+    "block": 24 * [""],
+    "models": 8 * list(models.KINDS),
+}
+
+
+def drawn(what: str, backend: Backend, rng: np.random.Generator) -> Iterator[Property]:
+    """Each property's worst figure over all drawn of ``what``, and where.
+
+    The complex step is the first quarter's, on the host alone.
+    """
+    found: dict[points.Property, list[tuple[float, str]]] = {}
+    for index, name in enumerate(DRAWN[what]):
+        case: Any = None
+        of_case: tuple[points.Property, ...] = ()
+        choose, of_place, step = generator(rng), points.PROPERTIES, points.DRAWN_STEP
+        if what == "nn":
+            place, step = functions.FUNCTIONS[name](choose, rng), points.STEP
+        elif what == "block":
+            case, of_case = draw_block(choose), block.INVARIANCES
+            place = block.point(case)
+        else:
+            case, of_place, of_case = build_model(draw_model(name)(choose)), models.PROPERTIES, models.OF_MODELS
+            place = models.point(case)
+        for one in (*of_place, *of_case, *[step] * (backend.xp is np and 4 * index < len(DRAWN[what]))):
+            figure = one.figure(case if one in of_case else place, backend)
+            found.setdefault(one, []).append((figure, name))
+    for one, figures in found.items():
+        figure, name = max(figures, key=lambda pair: (math.isnan(pair[0]), pair[0]))
+        where = f", most in {name}" if name and figure else ""
+        yield Property(f"{what}: {one.name}{where}", figure, one.limit, one.formula)
 
 
 def certified(backend: Any, rng: np.random.Generator) -> Iterator[Property]:
@@ -303,7 +312,7 @@ PARTS: dict[str, Callable[[Backend, np.random.Generator], Iterator[Property]]] =
     "bases": streams,
     "layer": lambda backend, rng: chain(exact_layer(backend, rng), real_layer(backend, rng)),
     "adapters": other_adapters,
-    "transformers": transformers,
+    **{what: partial(drawn, what) for what in DRAWN},
     "rank": certified,
 }
 

@@ -21,9 +21,10 @@ from .points import ALIKE, Point, Property, Results, apart
 Array = Any
 
 
-def learned(adapters: Mapping[str, Adapter]) -> Results:
-    """Every learned array, by "role.name"."""
-    return {f"{role}.{name}": getattr(one, name) for role, one in adapters.items() for name in one.LEARNED}
+def learned(adapters: Mapping[str, Adapter], of: Mapping[str, Any] | None = None) -> Results:
+    """Every learned array, or what ``of`` (None: the adapters) has under its name, by "role.name"."""
+    own = adapters if of is None else of
+    return {f"{role}.{name}": getattr(own[role], name) for role, one in adapters.items() for name in one.LEARNED}
 
 
 def with_values(adapters: Mapping[str, Adapter], values: Results) -> dict[str, Adapter]:
@@ -37,8 +38,19 @@ def with_values(adapters: Mapping[str, Adapter], values: Results) -> dict[str, A
     return moved
 
 
+def as_update(adapter: RandLoRA) -> spec.Update:
+    """The adapter as the specification takes it, on the host, its bases in the precision of what it has learned."""
+    A, B = (np.asarray(basis, adapter.gamma.dtype) for basis in (adapter.bases.A, adapter.bases.B))
+    return spec.Update(A, B, adapter.lambda_, adapter.gamma, adapter.scaling, adapter.dialect.pairing)
+
+
 def pulled_back(adapter: Adapter, G: Array) -> Results:
-    """The gradient of ⟨G, ΔW⟩ by every learned value, in the precision of ``G``: the complex step, entry by entry."""
+    """The gradient of ⟨G, ΔW⟩ by every learned value, in the precision of ``G``: by the specification for RandLoRA.
+
+    For the others by the complex step, entry by entry.
+    """
+    if isinstance(adapter, RandLoRA):
+        return dict(zip(adapter.LEARNED, spec.pullback(G, *as_update(adapter)[:6]), strict=True))
     found = {}
     for name in adapter.LEARNED:
         value = np.asarray(getattr(adapter, name), dtype=np.float64)
@@ -75,10 +87,7 @@ def point(case: BlockCase, block: Block | None = None) -> Point:
     def code(values: Results, dy: Array | None) -> Results:
         x = values["x"]
         mask = nn.additive_mask(x, case.size, causal=case.causal, mask=beside(x, block.mask))
-        tables = None
-        if case.rotary is not None:
-            theta, scaling = case.rotary
-            tables = nn.rotary_tables(x, case.size, case.spec.head_width, theta, scaling=scaling)
+        tables = case.rotary and nn.rotary_tables(x, case.size, case.spec.head_width, *case.rotary)
         y, cache = nn.block(x, case.spec, parts(values), with_values(block.adapters, values), mask, tables)
         if dy is None:
             return {"y": y}
@@ -92,13 +101,10 @@ def point(case: BlockCase, block: Block | None = None) -> Point:
         for role, one in adapters.items():
             weight, bias = parameters[role]
             if isinstance(one, RandLoRA):
-                A, B = (np.asarray(basis, x.dtype) for basis in (one.bases.A, one.bases.B))
-                updates[role] = spec.Update(A, B, one.lambda_, one.gamma, one.scaling, one.dialect.pairing)
+                updates[role] = as_update(one)
             else:
                 parameters[role] = weight + one.delta_weight(), bias
-        tables = None
-        if case.rotary is not None:
-            tables = spec.rotary_tables(case.size, case.spec.head_width, *case.rotary, x.dtype)
+        tables = case.rotary and spec.rotary_tables(case.size, case.spec.head_width, *case.rotary, x.dtype)
         seen = spec.visible(case.size, case.causal, block.mask)
         arguments = x, case.spec, parameters, updates, seen, tables
         y, _ = spec.block_forward(*arguments)
@@ -120,19 +126,14 @@ def point(case: BlockCase, block: Block | None = None) -> Point:
 
 
 def each_alone(case: BlockCase, backend: Backend) -> float:
-    """Each sequence alone, the last first: its output is the same, and the gradients of all add up."""
-    block, together, total = build_block(case), point(case).results(backend), Results()
-    rows: dict[str, list[Array]] = {"y": [], "x": []}
-    for b in reversed(range(case.batch)):
-        one = slice(b, b + 1)
+    """Each sequence alone: its output is the same, and the gradients of all add up."""
+    block, alone = build_block(case), list[Results]()
+    for one in (slice(b, b + 1) for b in range(case.batch)):
         mask = None if block.mask is None else block.mask[one]
-        own = point(case, block._replace(x=block.x[one], dy=block.dy[one], mask=mask)).results(backend)
-        for name, x in own.items():
-            if name in rows:
-                rows[name].insert(0, x)
-            else:
-                total[name] = total.get(name, 0) + x
-    return apart(together, total | {name: np.concatenate(parts) for name, parts in rows.items()}, together)
+        alone.append(point(case, block._replace(x=block.x[one], dy=block.dy[one], mask=mask)).results(backend))
+    pieces = {name: [own[name] for own in alone] for name in alone[0]}
+    right = {name: np.concatenate(own) if name in ("x", "y") else sum(own) for name, own in pieces.items()}
+    return apart(point(case, block).results(backend), right, right)
 
 
 def padding(case: BlockCase, backend: Backend) -> float:
@@ -162,24 +163,19 @@ def causality(case: BlockCase, backend: Backend) -> float:
 def merged(case: BlockCase, backend: Backend) -> float:
     """W0 + ΔW in place of an adapter: the same outputs, and the same ∂L/∂x and ∂L/∂W of everything."""
     block = build_block(case)
-    weights = {
-        role: (one.merge(block.parameters[role][0]), block.parameters[role][1]) for role, one in block.adapters.items()
-    }
-    found = point(case, block).results(backend)
-    right = point(case, block._replace(parameters=block.parameters | weights, adapters={})).results(backend)
-    return apart(found, right, right)
+    weights = dict(block.parameters)
+    for role, one in block.adapters.items():
+        weights[role] = one.merge(weights[role][0]), weights[role][1]
+    right = point(case, block._replace(parameters=weights, adapters={})).results(backend)
+    return apart(point(case, block).results(backend), right, right)
 
 
 def one_more(case: BlockCase, backend: Backend) -> float:
     """An adapter at its start with ΔW = 0 in every layer that has none: nothing else changes."""
-    block = build_block(case)
-    found = point(case, block).results(backend)
-    more = {
-        role: Chosen("randlora", 2, True, case.seed, {"dialect": "paper"}).adapter(shape)
-        for role, shape in case.spec.shapes().items()
-    }
-    other = point(case, block._replace(adapters=more | block.adapters)).results(backend)
-    return apart(other, found, found)
+    block, start = build_block(case), Chosen("randlora", 2, True, case.seed, {"dialect": "paper"})
+    more = {role: start.adapter(shape) for role, shape in case.spec.shapes().items()}
+    right = point(case, block).results(backend)
+    return apart(point(case, block._replace(adapters=more | block.adapters)).results(backend), right, right)
 
 
 def euler(case: BlockCase, backend: Backend) -> float:

@@ -4,8 +4,9 @@ A configuration is plain data, sizes and choices and a seed; ``build`` makes its
 sequence, so that the first of each is the plainest and hypothesis shrinks towards it.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -14,6 +15,7 @@ from .. import arrays, nn
 from ..adapters import Adapter, FullFineTuning, LoRA, NoLA, RandLoRA, RandLoRAa, VeRA, randlora_b
 from ..adapters.randlora import ORDERS
 from ..bases import Bases
+from . import stacks
 
 Array = Any
 Choose = Callable[[Sequence[Any]], Any]
@@ -170,3 +172,112 @@ def build_block(case: BlockCase) -> Block:
     x, dy = (rng.standard_normal((case.batch, case.size, case.spec.width)) for _ in range(2))
     adapters = {role: one.adapter(shapes[role]) for role, one in case.adapters.items()}
     return Block(parameters, adapters, x, dy, None if case.mask is None else np.array(case.mask))
+
+
+@dataclass(frozen=True)
+class ModelCase:
+    """A model of any configuration, ``keys`` of a config.json: ``adapters`` by module name, any subset of the linear.
+
+    ``labels``: whether all, some or none of them count; ``dtypes``: of ids and labels; ``embedded``: embeddings are
+    given in place of tokens.
+    """
+
+    name: str
+    keys: Mapping[str, Any]
+    batch: int
+    size: int
+    mask: tuple[tuple[int, ...], ...] | None
+    labels: str
+    dtypes: tuple[str, str]
+    embedded: bool
+    seed: int
+    adapters: Mapping[str, Chosen] = field(default_factory=dict)
+
+
+# What the config.json of a tiny model may hold: every key that changes what it computes; where several stand, together.
+EPS, ACT, SIZES, FLAG = (1e-5, 1e-12, 0.5), tuple(stacks.ACTIVATIONS), ((6, 2), (4, 1), (3, 3), (12, 4)), (False, True)
+TOWER: dict[str, Any] = {"num_hidden_layers": (1, 2), "hidden_size num_attention_heads": SIZES, "layer_norm_eps": EPS}
+TOWER |= {"intermediate_size": (5, 7, 16), "hidden_act": ACT}
+IMAGES = TOWER | {"image_size patch_size": ((4, 2), (2, 1), (3, 3), (6, 2)), "num_channels": (3, 1, 2)}
+TEXTS = TOWER | {"vocab_size eos_token_id": ((9, 4), (9, 2), (300, 299), (5, 2)), "max_position_embeddings": (5, 8)}
+GPT2: dict[str, Any] = {"n_layer": (1, 2), "n_embd n_head": SIZES, "n_inner": (None, 5, 16), "layer_norm_epsilon": EPS}
+GPT2 |= {"activation_function": ACT, "vocab_size": (9, 300, 5), "n_positions": (5, 8), "tie_word_embeddings": FLAG}
+HEADS = ((8, 2, None, None), (8, 2, 1, None), (4, 1, 1, 2), (5, 4, 2, 2), (7, 6, 3, 4), (12, 6, 2, None))
+LLAMA: dict[str, Any] = {"hidden_size num_attention_heads num_key_value_heads head_dim": HEADS, "mlp_bias": FLAG}
+LLAMA |= {"num_hidden_layers": (1, 2), "intermediate_size": (5, 7, 16), "rms_norm_eps": EPS, "hidden_act": ACT}
+LLAMA |= {"vocab_size": (9, 300, 5), "max_position_embeddings": (5, 8), "rope_theta": (1e4, 7.5), "rope_scaling": ROPE}
+LLAMA |= {"attention_bias": FLAG, "tie_word_embeddings": FLAG, "pad_token_id": (None, 3, -2)}
+VIT = IMAGES | {"num_labels": (3, 2, 5), "qkv_bias": (True, False)}
+CLIP = {"text_config": TEXTS, "vision_config": IMAGES, "projection_dim": (5, 3, 1)}
+KEYS = {"GPT-2": GPT2, "Llama": LLAMA, "ViT": VIT, "CLIP": CLIP}
+
+
+def draw_keys(options: Mapping[str, Any], choose: Choose) -> dict[str, Any]:
+    """One of each of the ``options``."""
+    found: dict[str, Any] = {}
+    for names, values in options.items():
+        chosen = draw_keys(values, choose) if isinstance(values, Mapping) else choose(values)
+        found |= dict(zip(names.split(), chosen if " " in names else (chosen,), strict=True))
+    return found
+
+
+def draw_model(name: str) -> Callable[[Choose], ModelCase]:
+    """GPT-2, Llama, ViT or CLIP of any configuration, and any inputs."""
+
+    def draw(choose: Choose) -> ModelCase:
+        batch, size, labels = choose((2, 3, 1)), choose((3, 1, 2, 5)), choose(("all", "some", "none"))
+        ids, types = ("int64", "int8", "int32", "uint8", "uint32"), ("int64", "int8", "int32", "uint16")
+        dtypes = choose(ids), choose(types if labels == "all" else types[:3])  # −100 has a sign
+        keys, mask = draw_keys(KEYS[name], choose), draw_mask(choose, batch, size)
+        case = ModelCase(name, keys, batch, size, mask, labels, dtypes, choose((False, True)), choose(SEEDS))
+        modules = tuple(build_model(case).modules)
+        count = choose((2, 0, 1, 4, len(modules)))
+        chosen = modules if count == len(modules) else [choose(modules) for _ in range(count)]
+        return replace(case, adapters={module: draw_adapter(choose) for module in chosen})
+
+    return draw
+
+
+class Model(NamedTuple):
+    """A model's arrays on the host: weights by saved name, linear modules and adapters by name, and its inputs.
+
+    ``given``: ids, labels and mask, of types of their own; ``floats``: pixels, and embeddings in place of tokens.
+    """
+
+    case: ModelCase
+    weights: dict[str, Array]
+    modules: Mapping[str, stacks.Layer]
+    adapters: dict[str, Adapter]
+    given: dict[str, Array]
+    floats: dict[str, Array]
+
+
+def build_model(case: ModelCase) -> Model:
+    """The arrays of a model, as its stack asks for them, of entries of order one."""
+    rng, keys, tokens = np.random.default_rng(case.seed), case.keys, (case.batch, case.size)
+    text, vision, modules = keys.get("text_config", keys), keys.get("vision_config", keys), dict[str, stacks.Layer]()
+    weights, given, floats = dict[str, Array](), dict[str, Array](), dict[str, Array]()
+    longest = [int(np.iinfo(dtype).max) + 1 for dtype in case.dtypes]
+
+    def tensor(name: str, *shape: int) -> Array:
+        x, norm = rng.standard_normal(shape), len(shape) == 1 and name.endswith(".weight")
+        return weights.setdefault(name, 1 + 0.3 * x if norm else x / math.prod(shape[1:]) ** 0.5)
+
+    if case.name != "ViT":
+        given["ids"] = rng.integers(0, min(text["vocab_size"], longest[0]), tokens, case.dtypes[0])
+        given |= {} if case.mask is None else {"attention_mask": np.array(case.mask)}
+    if case.name == "CLIP":
+        if text["eos_token_id"] < longest[0]:
+            given["ids"][rng.random(tokens) < 0.3] = text["eos_token_id"]
+    else:
+        size, shape = (keys["num_labels"], tokens[:1]) if case.name == "ViT" else (keys["vocab_size"], tokens)
+        given["labels"] = rng.integers(0, min(size, longest[1]), shape, case.dtypes[1])
+        if case.labels != "all":
+            given["labels"][rng.random(shape) < {"some": 0.5, "none": 1}[case.labels]] = -100
+    if (side := vision.get("image_size")) is not None:
+        floats["pixels"] = rng.standard_normal((case.batch, vision["num_channels"], side, side))
+    stacks.STACKS[case.name](stacks.Tensors(tensor, {}, modules), keys, given | floats)
+    if case.embedded and case.name != "ViT":  # as wide as the table that is read first
+        floats["embeddings"] = rng.standard_normal((*tokens, next(iter(weights.values())).shape[1]))
+    adapters = {name: one.adapter(modules[name][1]) for name, one in case.adapters.items()}
+    return Model(case, weights, modules, adapters, given, floats)

@@ -73,10 +73,11 @@ def gradients(point: Point, backend: Backend) -> float:
     return apart(found, right, set(right) & set(point.values), point.size)
 
 
-def step_gaps(point: Point) -> dict[str, tuple[Array, Array, float]]:
-    """By tensor: ⟨gradient, u⟩ and the complex step along three random directions u, and the largest Σ|gradient∘u|."""
+def step_gaps(point: Point, names: Iterable[str] | None = None) -> dict[str, tuple[Array, Array, float]]:
+    """By tensor of ``names`` (None: all): ⟨g, u⟩ and the complex step along three random u; the largest Σ|g∘u|."""
     rng, found, gaps = np.random.default_rng(0), point.results(), {}
-    for name, value in point.values.items():
+    for name in point.values if names is None else names:
+        value = point.values[name]
 
         def loss(x: Array, name: str = name) -> Array:
             return np.sum(point.dy * point.run(point.values | {name: x}, None)["y"])
@@ -95,10 +96,11 @@ def step(point: Point, backend: Backend) -> float:
     return apart(found, right, gaps, point.size)
 
 
-def drawn_step(point: Point, backend: Backend) -> float:
+def drawn_step(point: Point, backend: Backend, names: Iterable[str] | None = None) -> float:
     """The complex step of a drawn block or model: |⟨g, u⟩ − step| over max(Σ|g∘u|, 1e-3·the largest gradient)."""
-    gaps = step_gaps(point)
-    largest = max(float(np.max(np.abs(x))) for name, x in point.results().items() if name in point.values)
+    gaps = step_gaps(point, names)
+    sizes = [float(np.max(np.abs(x))) for name, x in point.results().items() if name in point.values]
+    largest = max(point.size, *sizes)
     worst = [
         float(np.max(np.abs(ours - exact))) / max(size, 1e-3 * largest, np.finfo(float).tiny)
         for ours, exact, size in gaps.values()
@@ -155,7 +157,7 @@ def repeats(point: Point, backend: Backend) -> float:
 
 
 ALIKE = "max|a − b|/max(max|b|, largest/2¹⁰)"
-PROPERTIES = (
+PROPERTIES: tuple[Property, ...] = (
     Property("outputs are the specification's", outputs, 1e-12, ALIKE),
     Property("gradients are the specification's", gradients, 1e-12, ALIKE),
     Property("linear in the cotangent, zero for zero", cotangent, 1e-12, ALIKE),

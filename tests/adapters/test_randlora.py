@@ -32,20 +32,21 @@ def layer_cases(draw: st.DrawFn, elements: Any = None) -> dict[str, Any]:
     }
 
 
-def run(library: Any, case: dict[str, Any], dtype: str, order: Any = None) -> dict[str, Any]:
-    """Every result of the fast layer on the host, in float64; the pairing by its dialect."""
-    bring = {name: library.array(np.asarray(x, dtype)) if isinstance(x, np.ndarray) else x for name, x in case.items()}
-    layer = rl.RandLoRA(
-        out_features=case["weight"].shape[0],
-        in_features=case["weight"].shape[1],
-        rank=case["lambda_"].shape[1],
-        bases=rl.Bases(bring["A"], bring["B"]),
-        lambda_=bring["lambda_"],
-        gamma=bring["gamma"],
-        dialect={"literal": "paper", "crossed": "peft"}[case["pairing"]],
-        scaling=case["scaling"],
-        order=order,
+def adapter(case: dict[str, Any], order: Any = None) -> Any:
+    """The fast layer of a case, of whatever its arrays are; the pairing by its dialect."""
+    (out_features, in_features), dialect = (
+        case["weight"].shape,
+        {"literal": "paper", "crossed": "peft"}[case["pairing"]],
     )
+    own = {name: case[name] for name in ("lambda_", "gamma", "scaling")} | {"rank": case["lambda_"].shape[1]}
+    sides = {"out_features": out_features, "in_features": in_features}
+    return rl.RandLoRA(**sides, **own, bases=rl.Bases(case["A"], case["B"]), dialect=dialect, order=order)
+
+
+def run(library: Any, case: dict[str, Any], dtype: str, order: Any = None) -> dict[str, Any]:
+    """Every result of the fast layer on the host, in float64."""
+    bring = {name: library.array(np.asarray(x, dtype)) if isinstance(x, np.ndarray) else x for name, x in case.items()}
+    layer = adapter(bring, order)
     x, weight, bias, mask = (bring[name] for name in ("x", "weight", "bias", "dropout_mask"))
     y, cache = layer.forward(x, weight, bias, dropout_mask=mask)
     dx, grads = layer.backward(bring["dy"], cache, weight_grad=True)
@@ -129,49 +130,38 @@ def test_scalings() -> None:
     assert (layer.n, layer.lambda_[0, 0], layer.gamma[0, 0]) == (4, np.float32(1 / 4), 0)
 
 
-def test_merge_and_unmerge(library: Any) -> None:
+@given(case=layer_cases())
+def test_merge_and_unmerge(library: Any, case: dict[str, Any]) -> None:
     """W0 + ΔW exactly on integers, and back; y through the merged weight is the layer's y."""
-    case = integers.layer_case(np.random.default_rng(1), (5, 8), 2, 4)
-    layer = rl.RandLoRA(
-        dialect="paper",
-        out_features=5,
-        in_features=8,
-        rank=2,
-        bases=rl.Bases(library.array(case["A"]), library.array(case["B"])),
-        lambda_=library.array(case["lambda_"]),
-        gamma=library.array(case["gamma"]),
-        scaling=0.5,
-    )
-    merged = layer.merge(library.array(case["weight"]))
+    bring = {name: library.array(x) if isinstance(x, np.ndarray) else x for name, x in case.items()}
+    layer = adapter(bring)
+    merged = layer.merge(bring["weight"])
+    assert np.array_equal(library.host(merged), case["weight"] + gauge.expected(case)["delta_weight"])
     assert np.array_equal(library.host(layer.unmerge(merged)), case["weight"])
-    y, _ = layer.forward(library.array(case["x"]), library.array(case["weight"]))
+    y, _ = layer.forward(bring["x"], bring["weight"])
     assert np.array_equal(library.host(y), case["x"] @ library.host(merged).T)
 
 
-@pytest.mark.parametrize("dialect", ["paper", "peft"])
-@pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
-def test_factors_multiply_to_the_update(dialect: str, shape: tuple[int, int]) -> None:
-    """Σ_j B_j diag(λ_j) A diag(γ_j), the pairing resolved, times the scaling, is ΔW or its transpose."""
-    rng = np.random.default_rng(2)
-    layer = rl.RandLoRA.start(*shape, 2, dialect=dialect, seed=1, scaling=2.0, dtype="float64")
-    layer = layer.replace(lambda_=rng.standard_normal((2, 2)), gamma=rng.standard_normal((2, 4)))
+@given(case=layer_cases())
+def test_factors_multiply_to_the_update(case: dict[str, Any]) -> None:
+    """Σ_j B_j diag(λ_j) A diag(γ_j), the pairing resolved, times the scaling, is ΔW or its transpose, exactly."""
+    layer = adapter(case)
     total = sum(B @ np.diag(lambda_) @ A @ np.diag(gamma) for B, lambda_, A, gamma in layer.factors())
-    update = 2 * total if shape[0] >= shape[1] else 2 * total.T
-    assert np.allclose(layer.delta_weight(), update, rtol=0, atol=1e-13)
+    update = case["scaling"] * total
+    assert np.array_equal(gauge.expected(case)["delta_weight"], update if layer.tall else update.T)
 
 
-def test_keeping_the_merged_weight_changes_no_result() -> None:
-    """``keep_merged`` trades memory for time alone."""
-    rng = np.random.default_rng(3)
-    layer = replace(rl.RandLoRA.start(6, 5, 2, dtype="float64"), order="merged", lambda_=rng.standard_normal((3, 2)))
-    x, weight, dy = (rng.standard_normal(size) for size in ((7, 5), (6, 5), (7, 6)))
-    results = []
+@given(case=layer_cases())
+def test_keeping_the_merged_weight_changes_no_result(case: dict[str, Any]) -> None:
+    """``keep_merged`` trades memory for time alone: every result is exact with it, as it is without."""
+    layer, expected = replace(adapter(case), order="merged"), gauge.expected(case)
+    x, weight, bias, mask, dy = (case[name] for name in ("x", "weight", "bias", "dropout_mask", "dy"))
     for keep in (False, True):
-        y, cache = layer.forward(x, weight, keep_merged=keep)
+        y, cache = layer.forward(x, weight, bias, dropout_mask=mask, keep_merged=keep)
         assert (cache.inner.formed is not None) == keep
-        results.append((y, *layer.backward(dy, cache)))
-    assert all(np.array_equal(a, b) for a, b in zip(results[0][:2], results[1][:2], strict=True))
-    assert np.array_equal(results[0][2].gamma, results[1][2].gamma)
+        dx, grads = layer.backward(dy, cache, weight_grad=True)
+        for name, result in {"y": y, "x": dx, **grads._asdict()}.items():
+            assert np.array_equal(result, expected[name]), name
 
 
 def test_gradients_asked_for_and_not() -> None:

@@ -4,29 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from models.small import MODELS, build
 
 from randlora_ref import models, nn
 from randlora_ref.adapters import LoRA
-from randlora_ref.verify import blocks
-
-
-def build(name: str, dtype: str = "float64", **keys: Any) -> tuple[Any, Any, dict[str, np.ndarray], dict[str, Any]]:
-    """The class, a configuration, weights and inputs of a small model."""
-    rng, (kind, own) = np.random.default_rng(0), blocks.MODELS[name]
-    config = kind.CONFIG.from_dict({**own, **keys})
-    shapes = {saved: shape for one in config.modules() for saved, shape in one.tensors.values()}
-    weights = {
-        saved: (0.2 * rng.standard_normal(shape) + ("norm" in saved or "ln_" in saved)).astype(dtype)
-        for saved, shape in shapes.items()
-    }
-    ids, mask = rng.integers(0, 13, (3, 6)), np.array([[1] * 6, [1] * 4 + [0] * 2, [0] * 2 + [1] * 4])
-    pixels = rng.standard_normal((3, 3, 8, 8)).astype(dtype)
-    given: dict[str, Any] = {"ids": ids, "labels": np.where(mask, ids, -100), "attention_mask": mask}
-    if name == "ViT":
-        given = {"pixels": pixels, "labels": np.array([0, 4, 3])}
-    if name == "CLIP":
-        given = {"ids": ids, "pixels": pixels, "attention_mask": mask}
-    return kind, config, weights, given
 
 
 def everything(model: Any, given: dict[str, Any]) -> list[np.ndarray]:
@@ -51,7 +32,7 @@ def test_what_is_no_model() -> None:
             kind(config, weights, wrong)
 
 
-@pytest.mark.parametrize("name", blocks.MODELS)
+@pytest.mark.parametrize("name", MODELS)
 def test_float16_and_subclasses_are_refused(name: str) -> None:
     kind, config, weights, _ = build(name)
     with pytest.raises(TypeError, match="dtype float16; it must be float32, float64 or complex"):
@@ -110,7 +91,7 @@ def test_ids_and_labels_of_every_integer_type(library: Any, name: str) -> None:
     """Vocabularies that 8 bits cannot count, and an end of text that they cannot hold; every result is the same."""
     keys: dict[str, Any] = {"vocab_size": 300}
     if name == "CLIP":
-        keys = {"text_config": blocks.MODELS["CLIP"][1]["text_config"] | {"vocab_size": 300, "eos_token_id": 299}}
+        keys = {"text_config": MODELS["CLIP"][1]["text_config"] | {"vocab_size": 300, "eos_token_id": 299}}
     kind, config, weights, given = build(name, **keys)
     model = kind(config, {key: library.array(x) for key, x in weights.items()})
     given["ids"] = given["ids"] + 110  # 110 … 122
@@ -124,7 +105,7 @@ def test_ids_and_labels_of_every_integer_type(library: Any, name: str) -> None:
         assert all(np.array_equal(a, b) for a, b in zip(found, results[0], strict=True))
 
 
-@pytest.mark.parametrize("name", blocks.MODELS)
+@pytest.mark.parametrize("name", MODELS)
 def test_inputs_refused_by_name(name: str) -> None:
     kind, config, weights, given = build(name)
     model, x = kind(config, weights), given.get("pixels", np.zeros(1))
@@ -233,7 +214,7 @@ def test_a_text_is_one_ending() -> None:
             models.adapt(config, empty, rank=3)
 
 
-@pytest.mark.parametrize("name", blocks.MODELS)
+@pytest.mark.parametrize("name", MODELS)
 def test_all_linear(name: str) -> None:
     """Every linear module but a language model's head, as PEFT takes them; the default is the blocks' alone."""
     config = build(name)[1]

@@ -1,4 +1,7 @@
-"""Values of each function against plain loops, gradients against the complex step, integers exactly."""
+"""What is exact of each function: integers, zeros, limits, types; erf and attention beside plain loops; refusals.
+
+Values and gradients beside the specification are drawn in ``test_properties``.
+"""
 
 import math
 from dataclasses import replace
@@ -12,7 +15,6 @@ from hypothesis import strategies as st
 
 from randlora_ref import Bases, RandLoRA, checks, nn, spec
 from randlora_ref.adapters.randlora import ORDERS
-from randlora_ref.verify import blocks
 
 FORMULAS = {
     "gelu": lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2))),
@@ -29,24 +31,6 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 def close(actual: Any, expected: Any, limit: float = 1e-14) -> bool:
     """Within ``limit`` of the largest entry; False for NaN."""
     return bool(np.all(np.abs(actual - np.asarray(expected)) <= limit * np.max(np.abs(expected), initial=1e-300)))
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_every_gradient_by_the_complex_step(seed: int) -> None:
-    names = []
-    for point in blocks.functions(np.random.default_rng(seed)):
-        assert blocks.gap(np.random.default_rng(seed), point) <= blocks.LIMIT, point.name
-        names.append(point.name)
-    assert len(names) == len(set(names)) == 17
-
-
-@pytest.mark.parametrize("factor", [0.0, 1 + 1e-9, np.nan])
-def test_a_wrong_gradient_is_seen(factor: float) -> None:
-    """Zero, slightly wrong and NaN, in each tensor of each function."""
-    for point in blocks.functions(np.random.default_rng(0)):
-        for key, right in point.gradients.items():
-            wrong = point._replace(gradients={**point.gradients, key: factor * right})
-            assert not blocks.gap(np.random.default_rng(0), wrong) <= blocks.LIMIT, (point.name, key)
 
 
 @given(st.data())
@@ -104,37 +88,33 @@ def test_erf_beside_the_c_library(library: Any) -> None:
 
 @pytest.mark.parametrize("kind", FORMULAS)
 def test_activations(library: Any, kind: str) -> None:
+    """Each value within 8 ε·|x| of the plain formula by the C library, far out too, in the precision of x."""
     x = np.concatenate([normal(3, 50) * 4, np.array([[-700.0, 700.0, 0.0, 1e-300] + [0.0] * 46])])
     with np.errstate(over="ignore"):
         expected = np.array([FORMULAS[kind](max(entry, -400.0)) for entry in x.ravel()]).reshape(x.shape)
     for dtype in (np.float64, np.float32):
-        y, slope = nn.activation(library.array(x.astype(dtype)), kind)
+        y, _ = nn.activation(library.array(x.astype(dtype)), kind)
         assert library.host(y).dtype == dtype
-        assert np.all(np.isfinite(library.host(slope)))
         assert np.all(np.abs(library.host(y) - expected) <= 8 * np.finfo(dtype).eps * np.maximum(np.abs(x), 1e-3))
-    y, cache = nn.gated(library.array(x), library.array(x + 1), kind)
-    assert close(library.host(y), expected * (x + 1), 1e-13)
-    gate, up = nn.gated_backward(library.array(x - 2), cache)
-    assert close(library.host(up), expected * (x - 2), 1e-13)
-    assert close(library.host(gate), library.host(slope).astype(float) * (x + 1) * (x - 2), 1e-5)
 
 
 @pytest.mark.parametrize("function", [nn.layer_norm, nn.rms_norm])
 def test_norms(library: Any, function: Any) -> None:
-    x, w, b, dy = normal(2, 3, 7), normal(7), normal(7, seed=1), normal(2, 3, 7, seed=2)
-    expected = np.empty_like(x)
-    for place in np.ndindex(2, 3):
-        c = x[place] - (np.mean(x[place]) if function is nn.layer_norm else 0)
-        expected[place] = c / math.sqrt(float(np.mean(c * c)) + 0.5) * w + b
-    y, cache = function(*(library.array(value) for value in (x, w, b)), 0.5)
-    assert close(library.host(y), expected)
-    dx, grads = nn.norm_backward(library.array(dy), cache)
-    assert grads == (None, None)
-    assert library.host(dx).shape == x.shape
-    unit, cache = nn.normalize(library.array(np.concatenate([x, 0 * x])))
-    assert close(np.sum(library.host(unit)[:2] ** 2, axis=-1), np.ones((2, 3)))
-    assert not np.any(library.host(unit)[2:])
-    assert np.all(np.isfinite(library.host(nn.normalize_backward(library.array(np.concatenate([dy, dy])), cache))))
+    """Gradients of weight and bias that are not asked for are not there, and ∂L/∂x is the same to the bit."""
+    x, w, b, dy = (library.array(part) for part in (normal(2, 3, 7), normal(7), normal(7, seed=1), normal(2, 3, 7)))
+    _, cache = function(x, w, b, 0.5)
+    (dx, none), (same, _) = nn.norm_backward(dy, cache), nn.norm_backward(dy, cache, weight_grad=True)
+    assert none == (None, None)
+    assert np.array_equal(library.host(dx), library.host(same))
+
+
+def test_a_vector_of_no_length(library: Any) -> None:
+    """It stays zero, and its length counts as one in backward; its neighbours are of length one."""
+    x, dy = normal(3, 4), normal(3, 4, seed=1)
+    x[1] = 0
+    y, cache = nn.normalize(library.array(x))
+    assert close(np.sum(library.host(y) ** 2, axis=-1), [1.0, 0.0, 1.0])
+    assert np.array_equal(library.host(nn.normalize_backward(library.array(dy), cache))[1], dy[1])
 
 
 def naive_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: np.ndarray) -> np.ndarray:
@@ -153,9 +133,12 @@ def naive_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: np.ndarra
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
 def test_attention(library: Any, causal: bool, padded: bool) -> None:
-    """Grouped queries against plain loops, large scores; rows that see nothing give zero, and take no gradient."""
+    """Grouped queries against plain loops, under masks of every type; what is hidden takes no gradient whatever.
+
+    Nor do scores so far apart that P is one or zero.
+    """
     q, k, v, do = normal(2, 6, 5, 4), normal(2, 3, 5, 4), normal(2, 3, 5, 4, seed=1), normal(2, 6, 5, 4, seed=2)
-    k[0] *= 1e5  # large scores
+    k[0] *= 1e9  # scores far apart
     padding = np.array([[1, 1, 1, 0, 1], [0, 0, 1, 1, 0]])
     seen = np.broadcast_to(np.tril(np.ones((5, 5))) if causal else np.ones((5, 5)), (2, 5, 5)) > 0
     seen = seen & (padding[:, None, :] > 0) if padded else seen
@@ -165,27 +148,14 @@ def test_attention(library: Any, causal: bool, padded: bool) -> None:
         out, cache = nn.attention(library.array(q), library.array(k), library.array(v), bias)
         assert close(library.host(out), naive_attention(q, k, v, seen))
     dq, dk, dv = (library.host(found) for found in nn.attention_backward(library.array(do), cache))
-    for found in (dq, dk, dv):
-        assert np.all(np.isfinite(found))
+    assert not np.any(dq[0])
+    assert not np.any(dk[0])
     if padded:
         assert not np.any(dk[:, :, padding[0] == 0][0])
         assert not np.any(dv[1][:, padding[1] == 0])
     if padded and causal:
         assert not np.any(library.host(out)[1, :, :2])
         assert not np.any(dq[1, :, :2])
-
-
-def test_rotary(library: Any) -> None:
-    """Each pair of coordinates turned by its angle; backward is the transpose."""
-    x, dy = normal(2, 5, 6), normal(2, 5, 6, seed=1)
-    tables = nn.rotary_tables(library.array(x), 5, 6, 100.0)
-    y, cache = nn.rotary(library.array(x), tables)
-    for t, i in np.ndindex(5, 3):
-        angle = t * 100.0 ** (-2 * i / 6)
-        turned = complex(math.cos(angle), math.sin(angle)) * (x[:, t, i] + 1j * x[:, t, i + 3])
-        assert close(library.host(y)[:, t, i] + 1j * library.host(y)[:, t, i + 3], turned)
-    back = library.host(nn.rotary_backward(library.array(dy), cache))
-    assert abs(np.sum(library.host(y) * dy) - np.sum(x * back)) <= 1e-13
 
 
 @given(st.lists(st.integers(0, 6), max_size=40), st.integers(0, 99))
@@ -217,43 +187,23 @@ def test_narrow_ids(library: Any, dtype: str) -> None:
     assert np.array_equal(*gradients)
 
 
-def test_patches(library: Any) -> None:
-    """Each patch as it stands in the picture, and back."""
-    x = np.arange(2 * 3 * 4 * 6.0).reshape(2, 3, 4, 6)
-    y, cache = nn.patches(library.array(x), 2)
-    for b, row, column in np.ndindex(2, 2, 3):
-        patch = x[b, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
-        assert np.array_equal(library.host(y)[b, 3 * row + column], patch.ravel())
-    assert np.array_equal(library.host(nn.patches_backward(y, cache)), x)
-
-
-def test_cross_entropy(library: Any) -> None:
-    """The mean over the rows that count, for logits of any size; nothing counts: zero, and zero gradient."""
+def test_cross_entropy_of_logits_far_apart(library: Any) -> None:
+    """Where all but the largest vanish, L is a mean of differences, and ∂L/∂z is (e_largest − e_label)/N to the bit."""
     z, labels = normal(5, 7), np.array([0, 6, -100, 3, 3])
-    rows = [math.log(sum(math.exp(v) for v in z[t])) - z[t, labels[t]] for t in (0, 1, 3, 4)]
-    loss, _ = nn.cross_entropy(library.array(z), library.array(labels))
-    assert close(library.host(loss), sum(rows) / 4)
-    counted = library.array(labels[labels >= 0].astype(np.uint8))  # an unsigned type serves where nothing is ignored
-    assert close(library.host(nn.cross_entropy(library.array(z[labels >= 0]), counted)[0]), sum(rows) / 4)
+    counts, chosen = labels >= 0, np.maximum(labels, 0)
     for scale in (1e4, 1e300):
         loss, cache = nn.cross_entropy(library.array(scale * z), library.array(labels))
-        found = library.host(nn.cross_entropy_backward(cache))
-        assert np.isfinite(library.host(loss))
-        assert np.all(np.isfinite(found))
-        assert not np.any(found[2])
-    loss, cache = nn.cross_entropy(library.array(z), library.array(np.full(5, -100)))
+        differences = np.max(scale * z, axis=1) - scale * z[np.arange(5), chosen]
+        assert close(library.host(loss), np.mean(differences[counts]))
+        right = (np.eye(7)[np.argmax(z, axis=1)] - np.eye(7)[chosen]) * counts[:, None] / 4
+        assert np.array_equal(library.host(nn.cross_entropy_backward(cache)), right)
+
+
+def test_cross_entropy_of_no_labels(library: Any) -> None:
+    """Nothing counts: zero, and zero gradient, where PyTorch has NaN."""
+    loss, cache = nn.cross_entropy(library.array(normal(5, 7)), library.array(np.full(5, -100)))
     assert library.host(loss) == 0
     assert not np.any(library.host(nn.cross_entropy_backward(cache)))
-
-
-def test_contrastive(library: Any) -> None:
-    texts, images = normal(4, 3), normal(4, 3, seed=1)
-    Z = 2.0 * texts @ images.T
-    total = sum(math.log(sum(map(math.exp, line))) - line[i] for M in (Z, Z.T) for i, line in enumerate(M.tolist()))
-    loss, cache = nn.contrastive(library.array(texts), library.array(images), library.array(math.log(2.0)))
-    assert close(library.host(loss), total / 8)
-    for found, like in zip(nn.contrastive_backward(cache), (texts, images, np.array(0.0)), strict=True):
-        assert library.host(found).shape == like.shape
 
 
 def test_bad_arguments(library: Any) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from randlora_ref import nn, spec
-from randlora_ref.verify import audit, complex_step, gauge, integers
+from randlora_ref.verify import audit, complex_step, functions, gauge, integers, models, points
+from randlora_ref.verify.configurations import HOST, build_model, draw_model
 
 
 def test_limit_is_the_formula() -> None:
@@ -73,12 +74,16 @@ def test_complex_step_has_no_step_error() -> None:
 
 
 @pytest.mark.parametrize("name", ["numpy", "strict"])
-def test_every_property_holds(name: str) -> None:
-    """The audit, on NumPy and on array-api-strict with a device that is not the default; NumPy's nn: test_cli."""
-    parts = [part for part in audit.PARTS if name == "strict" or part != "transformers"]
+def test_every_property_holds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The audit but its blocks and models, on NumPy and on array-api-strict with a device that is not the default.
+
+    Those hold there in ``tests/nn`` and ``tests/models``, and on NumPy in ``test_cli``.
+    """
+    parts = [part for part in audit.PARTS if part not in ("block", "models")]
+    monkeypatch.setitem(audit.DRAWN, "nn", list(functions.FUNCTIONS))
     found = list(audit.properties(strict() if name == "strict" else audit.Backend(np), parts=parts))
     assert [one for one in found if not one.ok] == []
-    assert len(found) >= (54 if name == "strict" else 20)
+    assert len(found) >= 26
 
 
 def strict() -> audit.Backend:
@@ -89,28 +94,65 @@ def strict() -> audit.Backend:
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "off", "expected"),
+    ("name", "off", "part", "drawn"),
     [
-        (nn, "linear", 2.0**-52, "nn.linear:"),
-        (nn, "embedding", 2.0**-52, "nn.embedding:"),
-        (nn, "activation", 1e-11, "nn.gelu:"),
-        (nn, "attention", float("nan"), "nn.attention, causal and padded:"),
-        (nn, "block", 1e-11, "Llama at the generic point: values"),
+        ("linear", 1e-11, "nn", "linear"),
+        ("embedding", 1e-11, "nn", "embedding"),
+        ("activation", 1e-11, "nn", "gelu_tanh"),
+        ("attention", float("nan"), "nn", "attention"),
+        ("block", 1e-11, "block", ""),
     ],
 )
 def test_the_audit_sees_what_another_library_alone_computes_wrongly(
-    owner: Any, name: str, off: float, expected: str, monkeypatch: pytest.MonkeyPatch
+    name: str, off: float, part: str, drawn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NumPy's results are right, the other's off by a factor: where nothing is rounded, the last bit is seen."""
-    right = getattr(owner, name)
+    """NumPy's results are right, the other's off by a factor, or NaN: its outputs are no longer the specification's."""
+    right = getattr(nn, name)
 
     def wrong(*args: Any, **kwargs: Any) -> Any:
         y, cache = right(*args, **kwargs)
         return (y if isinstance(y, np.ndarray) else y * (1 + off)), cache
 
-    monkeypatch.setattr(owner, name, wrong)
-    failed = [one.name for one in audit.properties(strict(), parts=["transformers"]) if not one.ok]
-    assert any(one.startswith(expected) for one in failed), failed
+    monkeypatch.setattr(nn, name, wrong)
+    monkeypatch.setitem(audit.DRAWN, part, 4 * [drawn])
+    failed = [one.name for one in audit.properties(strict(), parts=[part]) if not one.ok]
+    assert any(one.startswith(f"{part}: outputs are the specification's") for one in failed), failed
+
+
+@pytest.mark.parametrize("factor", [0.0, 1 + 1e-9, np.nan])
+@pytest.mark.parametrize("name", functions.FUNCTIONS)
+def test_a_wrong_gradient_of_a_function_is_seen(name: str, factor: float) -> None:
+    """One tensor's gradient zero, wrong in the ninth digit or NaN: by the complex step, and by the specification."""
+    rng = np.random.default_rng(3)
+    point = functions.FUNCTIONS[name](lambda options: options[0], rng)
+    for key in point.values:
+        wrong = broken(point, key, factor)
+        assert not points.step(wrong, HOST) <= 1e-12, key
+        assert not points.gradients(wrong, HOST) <= 1e-12, key
+    assert points.step(point, HOST) <= 1e-12
+
+
+def broken(point: points.Point, key: str, factor: float) -> points.Point:
+    """The point with the gradient of ``key`` off by a factor."""
+
+    def run(values: Any, dy: Any) -> Any:
+        found = point.run(values, dy)
+        return found | ({} if dy is None else {key: factor * found[key]})
+
+    return point._replace(run=run)
+
+
+@pytest.mark.parametrize("name", models.KINDS)
+def test_a_wrong_gradient_of_a_model_is_seen(name: str) -> None:
+    """In the seventh digit, of any tensor that is not small beside the largest."""
+    model = build_model(draw_model(name)(lambda options: options[0]))
+    point = models.point(model)
+    found = {key: np.max(np.abs(x)) for key, x in point.results().items() if key in point.values}
+    large = [key for key, size in found.items() if size > 1e-2 * max(found.values())]
+    assert len(large) > 5
+    for key in large[:: len(large) // 5]:
+        assert points.drawn_step(point, HOST, [key]) <= 1e-8
+        assert not points.drawn_step(broken(point, key, 1 + 1e-6), HOST, [key]) <= 1e-8, key
 
 
 @pytest.mark.gpu

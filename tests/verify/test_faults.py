@@ -1,0 +1,337 @@
+"""The drawn properties can fail: one place of the package's source broken at a time, each seen by tests and by audit.
+
+A fault is a replacement in a copy of the package. In a process of its own the copy runs those parts of ``randlora-ref
+verify`` and those default tests that draw what the fault is in, with the examples that both draw by default.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import randlora_ref
+from randlora_ref.verify import block, models, points
+
+PACKAGE, TESTS = Path(randlora_ref.__file__).parent, Path(__file__).parents[1]
+DRAW = {  # by part of the audit, the tests that draw the same
+    "nn": ("nn/test_properties.py", "test_functions"),
+    "block": ("nn/test_properties.py", "test_blocks or test_what_changes"),
+    "models": ("models/test_properties.py", "test_models"),
+}
+# By file, with the parts in which they are sought: what a fault is, what stands there, what is put there.
+FAULTS = """
+nn/__init__.py: nn
+LayerNorm under RMSNorm's name
+    normalize_backward, rms_norm
+    normalize_backward, layer_norm as rms_norm
+nn/activation.py: nn
+tanh-GELU's cube
+    0.044715, 22.0)
+    0.0447, 22.0)
+a slope without the whole of x·σ′
+    e *= 3 * z + c
+    e *= z + c
+gate and up in each other's place
+    return dy * up * slope, dy * value
+    return dy * value, dy * up * slope
+nn/activation.py: nn block
+a gradient where no cotangent is
+    return dy * slope
+    return dy * slope + 1e-200
+nn/activation.py: nn block models
+erf's second coefficient in single precision
+    -0.37612625831019597
+    -0.3761
+nn/attention.py: nn block models
+the causal mask off
+    seen = before if seen is None else seen & before
+    seen = seen
+what is hidden weighs exp(−30)
+    arrays.where(xp, seen, zero, -math.inf)
+    arrays.where(xp, seen, zero, -30.0)
+nn/attention.py: nn
+scores over h, not √h
+    q * (1 / math.sqrt(width))
+    q * (1 / width)
+padding hides queries, not keys
+    (mask if boolean else mask != 0)[:, None, None, None, :]
+    (mask if boolean else mask != 0)[:, None, None, :, None]
+softmax's backward without its mean
+    dS -= probabilities * xp.sum(dS, axis=-1, keepdims=True)
+    dS -= 0.0
+the query changed in place
+    xp.reshape(q * (1 / math.sqrt(width)),
+    xp.reshape(q.__imul__(1 / math.sqrt(width)),
+nn/block.py: block
+the residual around attention dropped
+    x = x + project("o", join_heads(out))
+    x = project("o", join_heads(out))
+q and k swapped in the fused projection
+    for i in range(3))
+    for i in (1, 0, 2))
+norm2's eps tenfold
+    norm(x, *parameters["norm2"], spec.eps)
+    norm(x, *parameters["norm2"], 10 * spec.eps)
+keys not turned
+    q, k = rotary(q, tables)[0], rotary(k, tables)[0]
+    q = rotary(q, tables)[0]
+the residual around attention dropped in backward
+    return dy + inner, grads
+    return inner, grads
+nn/block.py: block models
+the input changed in place
+    x = x + project("o", join_heads(out))
+    x += project("o", join_heads(out))
+nn/embedding.py: nn
+rows of one id added in too few steps
+    step *= 2
+    step *= 4
+patches column by column
+    (0, 2, 4, 1, 3, 5)
+    (0, 4, 2, 1, 3, 5)
+nn/linear.py: nn
+the bias left out
+    rows if bias is None else rows + bias
+    rows
+∂L/∂b a mean
+    d_bias = xp.sum(rows, axis=0)
+    d_bias = xp.mean(rows, axis=0)
+nn/loss.py: nn
+the mean over all rows
+    share = weight / arrays.where(xp, counted == 0, 1.0, counted)
+    share = weight / count
+the contrastive loss by texts alone
+    0.5 * (by_text + by_image)
+    by_text
+nn/norm.py: nn
+the variance of a sample
+    xp.sum(c * c, axis=-1, keepdims=True) / k + (root
+    xp.sum(c * c, axis=-1, keepdims=True) / (k - 1) + (root
+LayerNorm's gradient not centred
+    if cache.centred:
+    if not cache.centred:
+nn/rotary.py: nn
+turned halfway back
+    second * cos + first * sin
+    second * cos - first * sin
+Llama 3.1's slow turns
+    (turns - low) / (high - low)
+    (turns - low) / high
+models/__init__.py: models
+Llama under GPT-2's name
+    from .gpt2 import GPT2, GPT2Config
+    from .gpt2 import CausalModel as GPT2, GPT2Config
+models/config.py: models
+exact GELU in GPT-2
+    "gelu_new": "gelu_tanh"
+    "gelu_new": "gelu"
+models/causal.py: models
+labels not shifted
+    [labels[:, 1:], self.xp.full_like(labels[:, :1], IGNORED)]
+    [labels[:, :1], labels[:, 1:]]
+positions from the table's end
+    self.tensors(self.PLACES)[0][:size, :]
+    self.tensors(self.PLACES)[0][-size:, :]
+every text padded as the first
+    causal=True, mask=attention_mask)
+    causal=True, mask=None if attention_mask is None else attention_mask[:1])
+the head's gradient twice where the head's own is not asked for
+    cache.d_logits(head.weight)
+    2 * cache.d_logits(head.weight)
+models/clip.py: models
+the end of text not at the largest token
+    marks = ids if end == 2 else
+    marks = ids if end == 0 else
+the last end of text
+    xp.argmax(marks, axis=1)[:, None]
+    (ids.shape[1] - 1 - xp.argmax(xp.flip(marks, axis=1), axis=1))[:, None]
+the images' norm with the texts' eps
+    self.norm(PRE_NORM, x, steps, vision.spec)
+    self.norm(PRE_NORM, x, steps, text.spec)
+the temperature's gradient twice
+    self.keep_weight("logit_scale", d_scale, grads)
+    self.keep_weight("logit_scale", 2 * d_scale, grads)
+the mask without effect
+    additive_mask(x, size, causal=True, mask=attention_mask)
+    additive_mask(x, size, causal=True)
+models/core.py: models
+a gradient laid down as (out, in) that is saved as (in, out)
+    value.T if this.transposed and part == "weight" else value
+    value
+a tied head's gradient in place of the sum
+    grads.weights[saved] + value if saved in grads.weights else value
+    value
+the class token's gradient from the last patch
+    self.keep_weight(token, sums[0, :], grads)
+    self.keep_weight(token, sums[-1, :], grads)
+the padding token learns from the lookup
+    if cache and pad is not None:
+    if False:
+the first layer's adapters in every layer
+    {role: self.adapters[name] for role, name in names.items() if name in self.adapters}
+    {r: self.adapters[n] for r, m in names.items() if (n := m.replace(f".{layer}.", ".0.")) in self.adapters}
+models/gpt2.py: models
+eps tenfold
+    self.n_head, self.layer_norm_epsilon)
+    self.n_head, 10 * self.layer_norm_epsilon)
+models/llama.py: models
+scaled angles not read
+    read_scaling(given, self.max_position_embeddings)
+    None
+models/vit.py: models
+the names under which queries and keys are saved, exchanged
+    "q": "attention.attention.query", "k": "attention.attention.key"
+    "q": "attention.attention.key", "k": "attention.attention.query"
+the class token's output from the first patch
+    x[:, 0, :], steps, stack.spec)
+    x[:, -1, :], steps, stack.spec)
+adapters/base.py: block models
+ΔW subtracted to merge
+    return weight + self.delta_weight()
+    return weight - self.delta_weight()
+adapters/randlora.py: block
+∂L/∂Λ without the scaling
+    d_lambda = self.scaling * (P @ self.gamma[:, :, None])[:, :, 0]
+    d_lambda = (P @ self.gamma[:, :, None])[:, :, 0]
+Γ squared
+    xp.reshape(A * gamma, (self.n * self.rank, self.d))
+    xp.reshape(A * gamma * gamma, (self.n * self.rank, self.d))
+adapters/randlora.py: block models
+Λ not zero at the start
+    xp.full((n, rank), lambda_value, **made)
+    xp.full((n, rank), lambda_value + 1e-3, **made)
+"""
+
+
+class Fault(NamedTuple):
+    """A replacement in a file of the package, and the parts of the audit that must see it."""
+
+    file: str
+    parts: tuple[str, ...]
+    old: str
+    new: str
+
+
+def faults() -> Iterator[tuple[str, Fault]]:
+    """Every fault by "file: what it is"."""
+    lines = FAULTS.strip("\n").split("\n")
+    while lines:
+        if match := re.fullmatch(r"(\S+\.py): (.+)", lines[0]):
+            (file, parts), lines = match.groups(), lines[1:]
+        name, old, new, *lines = lines
+        yield f"{file}: {name}", Fault(file, tuple(parts.split()), old.removeprefix("    "), new.removeprefix("    "))
+
+
+ALL = dict(faults())
+RUN = """
+import json, sys, warnings
+from pathlib import Path
+import pytest, randlora_ref
+from randlora_ref.verify import audit
+
+copy, parts, selected = Path(sys.argv[1]), sys.argv[2].split(), sys.argv[3:]
+assert Path(randlora_ref.__file__).is_relative_to(copy)
+seen = {"audit": {}, "tests": []}
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    for part in parts:
+        seen["audit"][part] = [one.name for one in audit.properties(parts=[part]) if not one.ok]
+
+
+class Failed:
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            seen["tests"].append(report.nodeid.rpartition("::")[2])
+
+
+pytest.main(["-q", "-p", "no:cacheprovider", *selected], plugins=[Failed()])
+print(json.dumps(seen))
+"""
+
+
+def outcome(fault: Fault, folder: Path) -> dict[str, Any]:
+    """What the audit and the tests see of a fault, each by the part it is in."""
+    shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    path = folder / PACKAGE.name / fault.file
+    path.write_text(path.read_text().replace(fault.old, fault.new))
+    files = sorted({str(TESTS / DRAW[part][0]) for part in fault.parts})
+    chosen = " or ".join(f"({DRAW[part][1]})" for part in fault.parts)
+    command = [sys.executable, "-c", RUN, str(folder), " ".join(fault.parts), *files, "-k", chosen]
+    options = ["-c", str(TESTS.parent / "pyproject.toml"), "--rootdir", str(TESTS.parent)]
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    environment = {**os.environ, **threads, "PYTHONPATH": str(folder), "HYPOTHESIS_PROFILE": "faults"}
+    done = subprocess.run(command + options, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+class Outcomes:
+    """The outcome of each fault, as many at a time as there are cores; ``ahead`` are started at once."""
+
+    def __init__(self, folder: Path, ahead: Iterable[str]) -> None:
+        self.folder, self.pool, self.started = folder, ThreadPoolExecutor(os.cpu_count()), dict[str, Future[Any]]()
+        for name in ahead:
+            self.start(name)
+
+    def start(self, name: str) -> Future[Any]:
+        """A fault's process, if it is not started yet."""
+        if name not in self.started:
+            self.started[name] = self.pool.submit(outcome, ALL[name], self.folder / str(len(self.started)))
+        return self.started[name]
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        return dict(self.start(name).result())
+
+
+@pytest.fixture(scope="module")
+def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
+    """Every fault of the tests that run."""
+    specs = [getattr(item, "callspec", None) for item in request.session.items]
+    return Outcomes(
+        tmp_path_factory.mktemp("faults"), [one.params["fault"] for one in specs if one and "fault" in one.params]
+    )
+
+
+def test_each_fault_is_one_place_and_every_file_has_one() -> None:
+    """What is replaced stands once in its file; no file of ``nn`` and of ``models`` is without a fault."""
+    for name, fault in ALL.items():
+        assert (PACKAGE / fault.file).read_text().count(fault.old) == 1, name
+    files = {str(path.relative_to(PACKAGE)) for room in ("nn", "models") for path in (PACKAGE / room).glob("*.py")}
+    assert files <= {fault.file for fault in ALL.values()}
+
+
+@pytest.mark.slow
+def test_what_is_not_broken_passes(tmp_path: Path) -> None:
+    """The copy as it is passes all that a fault must fail."""
+    found = outcome(Fault("nn/block.py", tuple(DRAW), "", ""), tmp_path)
+    assert found == {"audit": {part: [] for part in DRAW}, "tests": []}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ALL)
+def test_each_fault_is_seen(fault: str, outcomes: Outcomes) -> None:
+    """By each part of the audit that draws it, by a figure and not by an error alone, and by the default tests."""
+    found = outcomes[fault]
+    print(json.dumps(found, ensure_ascii=False))
+    assert found["tests"]
+    assert all(found["audit"].values())
+
+
+@pytest.mark.slow
+def test_every_property_fails_for_some_fault(outcomes: Outcomes) -> None:
+    """No property of ``nn``, of a block or of a model is there that cannot fail."""
+    failed = {
+        name.partition(", most in")[0] for fault in ALL for own in outcomes[fault]["audit"].values() for name in own
+    }
+    properties = {f"nn: {one.name}" for one in (*points.PROPERTIES, points.STEP)}
+    properties |= {f"block: {one.name}" for one in (*points.PROPERTIES, points.DRAWN_STEP, *block.INVARIANCES)}
+    properties |= {f"models: {one.name}" for one in (*models.PROPERTIES, points.DRAWN_STEP, *models.OF_MODELS)}
+    assert properties <= failed
