@@ -121,15 +121,15 @@ PROPERTIES = (
 
 def draw_descent(choose: Choose) -> BlockCase:
     """A small block with RandLoRA at its start in every linear layer, dense bases, both pairings."""
-    case, heads = draw_block(choose), choose((1, 2))
+    case, heads, rows = draw_block(choose), choose((1, 2)), choose((1, 3))
     key_heads = heads if case.spec.fused else choose(range(heads, 0, -1))
-    sizes = {"width": choose((4, 3, 5, 6)), "hidden": choose((5, 2, 4, 7)), "heads": heads, "key_heads": key_heads}
-    kind = replace(case.spec, **sizes)
-    adapters = {}
+    sizes = {"width": choose((6, 8, 3, 5)), "hidden": choose((7, 2, 4, 5)), "heads": heads, "key_heads": key_heads}
+    kind, adapters = replace(case.spec, **sizes), {}
     for role in kind.shapes():
         one = draw_adapter(choose, ("randlora",))
         adapters[role] = one._replace(start=True, options={**one.options, "kind": "dense"})
-    return replace(case, spec=kind, adapters=adapters)
+    mask = case.mask and case.mask[:rows]
+    return replace(case, spec=kind, batch=min(rows, case.batch), mask=mask, adapters=adapters)
 
 
 def law(before: int, G: Array, r: int, n: int) -> int:
