@@ -16,7 +16,7 @@ from ..bases import Bases
 from .complex_step import directional
 from .configurations import HOST, Backend, Block, BlockCase, Chosen, brought, build_block
 from .functions import beside
-from .points import ALIKE, Point, Property, Results, apart
+from .points import ALIKE, Point, Property, Results, alike, apart
 
 Array = Any
 
@@ -133,7 +133,7 @@ def each_alone(case: BlockCase, backend: Backend) -> float:
         alone.append(point(case, block._replace(x=block.x[one], dy=block.dy[one], mask=mask)).results(backend))
     pieces = {name: [own[name] for own in alone] for name in alone[0]}
     right = {name: np.concatenate(own) if name in ("x", "y") else sum(own) for name, own in pieces.items()}
-    return apart(point(case, block).results(backend), right, right)
+    return alike(point(case, block), backend, right)
 
 
 def padding(case: BlockCase, backend: Backend) -> float:
@@ -167,7 +167,7 @@ def merged(case: BlockCase, backend: Backend) -> float:
     for role, one in block.adapters.items():
         weights[role] = one.merge(weights[role][0]), weights[role][1]
     right = point(case, block._replace(parameters=weights, adapters={})).results(backend)
-    return apart(point(case, block).results(backend), right, right)
+    return alike(point(case, block), backend, right)
 
 
 def one_more(case: BlockCase, backend: Backend) -> float:

@@ -12,7 +12,7 @@ from . import points, stacks
 from .block import as_update, learned, pulled_back, with_values
 from .configurations import Backend, Chosen, Model
 from .functions import beside
-from .points import ALIKE, Point, Property, Results, apart
+from .points import ALIKE, Point, Property, Results, alike, apart
 
 Array = Any
 KINDS: dict[str, Any] = {"GPT-2": models.GPT2, "Llama": models.Llama, "ViT": models.ViT, "CLIP": models.CLIP}
@@ -121,16 +121,16 @@ def each_alone(model: Model, backend: Backend) -> float:
         pieces[name] = [x * (count / max(1, np.sum(counts))) for x, count in zip(pieces[name], counts, strict=True)]
     rows = ("logits", *model.floats)
     right = {name: np.concatenate(own) if name in rows else sum(own) for name, own in pieces.items()}
-    return apart(point(model).results(backend), right, right)
+    return alike(point(model), backend, right)
 
 
 def order(model: Model, backend: Backend) -> float:
     """The batch from its last to its first: loss and gradients are the same."""
-    found, right = (point(one).results(backend) for one in (some(model, slice(None, None, -1)), model))
+    right = point(model).results(backend)
     right |= {name: right[name][::-1] for name in ("logits", *model.floats)}
     if model.case.name == "CLIP":
         right["logits"] = right["logits"][:, ::-1]
-    return apart(found, right, right)
+    return alike(point(some(model, slice(None, None, -1))), backend, right)
 
 
 def changed(model: Model, backend: Backend, tokens: Array) -> Iterator[Results]:
@@ -173,7 +173,7 @@ def merged(model: Model, backend: Backend) -> float:
         whole = model.adapters[name].merge(weights[saved].T if turned else weights[saved])
         weights[saved] = whole.T if turned else whole
     right = point(model._replace(weights=weights, adapters=kept)).results(backend)
-    return apart(point(model).results(backend), right, right)
+    return alike(point(model), backend, right)
 
 
 def one_more(model: Model, backend: Backend) -> float:
