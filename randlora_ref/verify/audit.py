@@ -267,7 +267,7 @@ def other_adapters(backend: Backend, rng: np.random.Generator) -> Iterator[Prope
 
 DRAWN: dict[str, list[str]] = {
     "nn": 8 * list(functions.FUNCTIONS),
-    "block": 24 * [""],
+    "block": 16 * [""],
     "models": 8 * list(models.KINDS),
 }
 
@@ -275,7 +275,7 @@ DRAWN: dict[str, list[str]] = {
 def drawn(what: str, backend: Backend, rng: np.random.Generator) -> Iterator[Property]:
     """Each property's worst figure over all drawn of ``what``, and where.
 
-    The complex step is the first quarter's, on the host alone.
+    The complex step is the first half's, on the host alone.
     """
     found: dict[points.Property, list[tuple[float, str]]] = {}
     for index, name in enumerate(DRAWN[what]):
@@ -290,7 +290,7 @@ def drawn(what: str, backend: Backend, rng: np.random.Generator) -> Iterator[Pro
         else:
             case, of_place, of_case = build_model(draw_model(name)(choose)), models.PROPERTIES, models.OF_MODELS
             place = models.point(case)
-        for one in (*of_place, *of_case, *[step] * (backend.xp is np and 4 * index < len(DRAWN[what]))):
+        for one in (*of_place, *of_case, *[step] * (backend.xp is np and 2 * index < len(DRAWN[what]))):
             figure = one.figure(case if one in of_case else place, backend)
             found.setdefault(one, []).append((figure, name))
     for one, figures in found.items():

@@ -33,8 +33,11 @@ def with_values(adapters: Mapping[str, Adapter], values: Results) -> dict[str, A
     for role, one in adapters.items():
         own = {name: values[f"{role}.{name}"] for name in one.LEARNED}
         like = next(iter(own.values()))
-        place = Backend(arrays.namespace_of("learned", like), arrays.device_of(like))
-        moved[role] = brought(one, place, checks.precision("learned", like)).replace(**own)
+        xp, precision = arrays.namespace_of("learned", like), checks.precision("learned", like)
+        here = (
+            one if (xp, precision) == (np, "float64") else brought(one, Backend(xp, arrays.device_of(like)), precision)
+        )
+        moved[role] = here.replace(**own)
     return moved
 
 

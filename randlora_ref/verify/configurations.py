@@ -225,11 +225,11 @@ def draw_model(name: str) -> Callable[[Choose], ModelCase]:
     """GPT-2, Llama, ViT or CLIP of any configuration, and any inputs."""
 
     def draw(choose: Choose) -> ModelCase:
-        batch, size, labels = choose((2, 3, 1)), choose((3, 1, 2, 5)), choose(("all", "some", "none"))
+        batch, size, labels = choose((2, 3, 1)), choose((3, 2, 4, 5, 1)), choose(("all", "some", "some", "all", "none"))
         ids, types = ("int64", "int8", "int32", "uint8", "uint32"), ("int64", "int8", "int32", "uint16")
         dtypes = choose(ids), choose(types if labels == "all" else types[:3])  # −100 has a sign
         keys, mask = draw_keys(KEYS[name], choose), draw_mask(choose, batch, size)
-        case = ModelCase(name, keys, batch, size, mask, labels, dtypes, choose((False, True)), choose(SEEDS))
+        case = ModelCase(name, keys, batch, size, mask, labels, dtypes, choose((False, False, True)), choose(SEEDS))
         modules = tuple(build_model(case).modules)
         count = choose((2, 0, 1, 4, len(modules)))
         chosen = modules if count == len(modules) else [choose(modules) for _ in range(count)]
@@ -266,10 +266,10 @@ def build_model(case: ModelCase) -> Model:
     if case.name != "ViT":
         given["ids"] = rng.integers(0, min(text["vocab_size"], longest[0]), tokens, case.dtypes[0])
         given |= {} if case.mask is None else {"attention_mask": np.array(case.mask)}
-    if case.name == "CLIP":
-        if text["eos_token_id"] < longest[0]:
-            given["ids"][rng.random(tokens) < 0.3] = text["eos_token_id"]
-    else:
+    special = text.get("eos_token_id", (text.get("pad_token_id") or 0) % text.get("vocab_size", 1))
+    if case.name in ("Llama", "CLIP") and special < longest[0]:
+        given["ids"][rng.random(tokens) < 0.3] = special
+    if case.name != "CLIP":
         size, shape = (keys["num_labels"], tokens[:1]) if case.name == "ViT" else (keys["vocab_size"], tokens)
         given["labels"] = rng.integers(0, min(size, longest[1]), shape, case.dtypes[1])
         if case.labels != "all":

@@ -27,11 +27,16 @@ def all_hold(name: str, model: Model, backend: Backend) -> None:
 
 
 def kinds(model: Model) -> dict[str, str]:
-    """A tensor of each kind: a saved name without its numbers; a learned array's by its adapter's method."""
-    parts = {
-        f"{module}.{part}": f"{one.method}.{part}" for module, one in model.case.adapters.items() for part in LEARNED
-    }
-    return {parts.get(name, re.sub(r"\d+", "#", name)): name for name in models.point(model).values}
+    """A tensor of each kind: a saved name without its numbers; a learned array's by its adapter's method.
+
+    A table of tokens that is the head too, or has a row for padding, or is not looked up, is of a kind of its own.
+    """
+    case, table = model.case, next(iter(model.weights))
+    learned = {f"{module}.{part}": f"{one.method}.{part}" for module, one in case.adapters.items() for part in LEARNED}
+    learned[table] = (
+        f"{table} {[case.keys.get(key) for key in ('tie_word_embeddings', 'pad_token_id')]} {case.embedded}"
+    )
+    return {learned.get(name, re.sub(r"\d+", "#", name)): name for name in models.point(model).values}
 
 
 @pytest.mark.parametrize("name", models.KINDS)

@@ -57,13 +57,14 @@ the causal mask off
 what is hidden weighs exp(−30)
     arrays.where(xp, seen, zero, -math.inf)
     arrays.where(xp, seen, zero, -30.0)
+nn/attention.py: nn block
+every sequence padded as the first
+    (mask if boolean else mask != 0)[:, None, None, None, :]
+    (mask if boolean else mask != 0)[:1, None, None, None, :]
 nn/attention.py: nn
 scores over h, not √h
     q * (1 / math.sqrt(width))
     q * (1 / width)
-padding hides queries, not keys
-    (mask if boolean else mask != 0)[:, None, None, None, :]
-    (mask if boolean else mask != 0)[:, None, None, :, None]
 softmax's backward without its mean
     dS -= probabilities * xp.sum(dS, axis=-1, keepdims=True)
     dS -= 0.0
@@ -89,7 +90,7 @@ the residual around attention dropped in backward
 nn/block.py: block models
 the input changed in place
     x = x + project("o", join_heads(out))
-    x += project("o", join_heads(out))
+    x[:] = x + project("o", join_heads(out))
 nn/embedding.py: nn
 rows of one id added in too few steps
     step *= 2
@@ -175,9 +176,9 @@ the class token's gradient from the last patch
 the padding token learns from the lookup
     if cache and pad is not None:
     if False:
-the first layer's adapters in every layer
-    {role: self.adapters[name] for role, name in names.items() if name in self.adapters}
-    {r: self.adapters[n] for r, m in names.items() if (n := m.replace(f".{layer}.", ".0.")) in self.adapters}
+the gradients of an image's positions and class token, means over the batch
+    sums = self.xp.sum(dy, axis=0)
+    sums = self.xp.mean(dy, axis=0)
 models/gpt2.py: models
 eps tenfold
     self.n_head, self.layer_norm_epsilon)
@@ -318,7 +319,7 @@ def test_what_is_not_broken_passes(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ALL)
 def test_each_fault_is_seen(fault: str, outcomes: Outcomes) -> None:
-    """By each part of the audit that draws it, by a figure and not by an error alone, and by the default tests."""
+    """By each part of the audit that draws it, and by the default tests."""
     found = outcomes[fault]
     print(json.dumps(found, ensure_ascii=False))
     assert found["tests"]
