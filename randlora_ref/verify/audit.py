@@ -265,11 +265,11 @@ def other_adapters(backend: Backend, rng: np.random.Generator) -> Iterator[Prope
         yield Property(f"{kind.__name__}: every gradient by the exact adjoint, sum of gaps", gap, 0, "integers")
 
 
-DRAWN: dict[str, list[str]] = {
-    "nn": 8 * list(functions.FUNCTIONS),
+DRAWN = {
+    "nn": 8 * [*functions.FUNCTIONS],
     "block": 16 * [""],
-    "models": 8 * list(models.KINDS),
-}
+    "models": 8 * [*models.KINDS],
+}  # what is drawn, how often
 
 
 def drawn(what: str, backend: Backend, rng: np.random.Generator) -> Iterator[Property]:
@@ -291,8 +291,7 @@ def drawn(what: str, backend: Backend, rng: np.random.Generator) -> Iterator[Pro
             case, of_place, of_case = build_model(draw_model(name)(choose)), models.PROPERTIES, models.OF_MODELS
             place = models.point(case)
         for one in (*of_place, *of_case, *[step] * (backend.xp is np and 2 * index < len(DRAWN[what]))):
-            figure = one.figure(case if one in of_case else place, backend)
-            found.setdefault(one, []).append((figure, name))
+            found.setdefault(one, []).append((one.figure(case if one in of_case else place, backend), name))
     for one, figures in found.items():
         figure, name = max(figures, key=lambda pair: (math.isnan(pair[0]), pair[0]))
         where = f", most in {name}" if name and figure else ""

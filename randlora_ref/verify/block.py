@@ -33,11 +33,8 @@ def with_values(adapters: Mapping[str, Adapter], values: Results) -> dict[str, A
     for role, one in adapters.items():
         own = {name: values[f"{role}.{name}"] for name in one.LEARNED}
         like = next(iter(own.values()))
-        xp, precision = arrays.namespace_of("learned", like), checks.precision("learned", like)
-        here = (
-            one if (xp, precision) == (np, "float64") else brought(one, Backend(xp, arrays.device_of(like)), precision)
-        )
-        moved[role] = here.replace(**own)
+        place = Backend(arrays.namespace_of("learned", like), arrays.device_of(like))
+        moved[role] = brought(one, place, checks.precision("learned", like)).replace(**own)
     return moved
 
 
@@ -71,12 +68,8 @@ def pulled_back(adapter: Adapter, G: Array) -> Results:
 
 def of_parameters(parameters: Mapping[str, tuple[Array, Array | None]]) -> Results:
     """Every weight and bias that is there, by "role.weight" and "role.bias"."""
-    pairs = {
-        f"{role}.{part}": x
-        for role, pair in parameters.items()
-        for part, x in zip(("weight", "bias"), pair, strict=True)
-    }
-    return {name: x for name, x in pairs.items() if x is not None}
+    weights = {f"{role}.weight": weight for role, (weight, _) in parameters.items()}
+    return weights | {f"{role}.bias": bias for role, (_, bias) in parameters.items() if bias is not None}
 
 
 def point(case: BlockCase, block: Block | None = None) -> Point:

@@ -49,10 +49,8 @@ def results(model: Model, values: Results, whole: bool = True) -> Results:
 
 def update(adapter: Adapter) -> Array:
     """ΔW (out, in) on the host, RandLoRA's by the specification."""
-    if not isinstance(adapter, RandLoRA):
-        return adapter.delta_weight()
-    own = as_update(adapter)
-    return spec.delta_weight(*own[:4], adapter.shape, own.scaling, own.pairing)
+    own = as_update(adapter) if isinstance(adapter, RandLoRA) else None
+    return spec.delta_weight(*own[:4], adapter.shape, own.scaling, own.pairing) if own else adapter.delta_weight()
 
 
 def point(model: Model) -> Point:
@@ -67,9 +65,9 @@ def point(model: Model) -> Point:
         given = {name: x.astype(np.int64) for name, x in model.given.items()}
         return stacks.STACKS[model.case.name](read, model.case.keys, given | values)
 
-    values, size = model.weights | learned(model.adapters) | model.floats, 0.0
-    if model.case.name == "CLIP":  # of one pair, or of vectors of one number, only rounding is left of ∂L/∂Z
-        size = float(np.exp(values["logit_scale"])) / model.case.batch
+    values = model.weights | learned(model.adapters) | model.floats
+    # of one pair of CLIP's, or of vectors of one number, only rounding is left of ∂L/∂Z
+    size = float(np.exp(values["logit_scale"])) / model.case.batch if "logit_scale" in values else 0.0
     return Point(values, np.ones(()), code, specification, size)
 
 
@@ -119,8 +117,7 @@ def each_alone(model: Model, backend: Backend) -> float:
     pieces = {name: [own[name] for own in alone] for name in alone[0]}
     for name in pieces.keys() - {"logits"}:
         pieces[name] = [x * (count / max(1, np.sum(counts))) for x, count in zip(pieces[name], counts, strict=True)]
-    rows = ("logits", *model.floats)
-    right = {name: np.concatenate(own) if name in rows else sum(own) for name, own in pieces.items()}
+    right = {name: np.concatenate(x) if name in ("logits", *model.floats) else sum(x) for name, x in pieces.items()}
     return alike(point(model), backend, right)
 
 

@@ -31,19 +31,17 @@ def named(text: str) -> dict[str, str]:
 # stand, the second is the one under which it is saved.
 ACTIVATIONS = named("gelu gelu, gelu_new gelu_tanh, gelu_pytorch_tanh gelu_tanh, quick_gelu quick_gelu, silu silu")
 GPT2 = named("norm1 ln_1, qkv attn.c_attn, o attn.c_proj, norm2 ln_2, up mlp.c_fc, down mlp.c_proj")
+QKV = "q self_attn.q_proj, k self_attn.k_proj, v self_attn.v_proj"
 LLAMA = named(
-    "norm1 input_layernorm, q self_attn.q_proj, k self_attn.k_proj, v self_attn.v_proj, o self_attn.o_proj, "
-    "norm2 post_attention_layernorm, gate mlp.gate_proj, up mlp.up_proj, down mlp.down_proj"
+    f"norm1 input_layernorm, {QKV}, o self_attn.o_proj, norm2 post_attention_layernorm, gate mlp.gate_proj, "
+    "up mlp.up_proj, down mlp.down_proj"
 )
 VIT = named(
     "norm1 layernorm_before, q attention.q_proj attention.attention.query, k attention.k_proj attention.attention.key, "
     "v attention.v_proj attention.attention.value, o attention.o_proj attention.output.dense, norm2 layernorm_after, "
     "up mlp.fc1 intermediate.dense, down mlp.fc2 output.dense"
 )
-CLIP = named(
-    "norm1 layer_norm1, q self_attn.q_proj, k self_attn.k_proj, v self_attn.v_proj, o self_attn.out_proj, "
-    "norm2 layer_norm2, up mlp.fc1, down mlp.fc2"
-)
+CLIP = named(f"norm1 layer_norm1, {QKV}, o self_attn.out_proj, norm2 layer_norm2, up mlp.fc1, down mlp.fc2")
 
 
 class Tensors(NamedTuple):
@@ -72,9 +70,9 @@ def blocks(x: Array, read: Tensors, config: Config, prefix: str, names: Config, 
     Only Llama's are gated, with RMSNorm and rotary positions; only GPT-2's are fused, with weights saved as (in, out).
     """
     k, f, H = x.shape[-1], config["intermediate_size"], config["num_attention_heads"]
-    h, fused, gated, tables = config.get("head_dim") or k // H, "qkv" in names, "gate" in names, None
-    if gated:
-        tables = spec.rotary_tables(x.shape[1], h, config["rope_theta"], config["rope_scaling"], x.dtype)
+    h, fused, gated = config.get("head_dim") or k // H, "qkv" in names, "gate" in names
+    angles = h, config.get("rope_theta", 1.0), config.get("rope_scaling")
+    tables = spec.rotary_tables(x.shape[1], *angles, x.dtype) if gated else None  # (T, h/2) each
     kind = spec.BlockKind(h, config["layer_norm_eps"], ACTIVATIONS[config["hidden_act"]], not gated, fused, gated)
     queries, keys = H * h, (config.get("num_key_value_heads") or H) * h
     shapes = {"qkv": (3 * queries, k), "q": (queries, k), "k": (keys, k), "v": (keys, k), "o": (k, queries)}
