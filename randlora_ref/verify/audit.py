@@ -265,11 +265,8 @@ def other_adapters(backend: Backend, rng: np.random.Generator) -> Iterator[Prope
         yield Property(f"{kind.__name__}: every gradient by the exact adjoint, sum of gaps", gap, 0, "integers")
 
 
-DRAWN = {
-    "nn": 8 * [*functions.FUNCTIONS],
-    "block": 16 * [""],
-    "models": 8 * [*models.KINDS],
-}  # what is drawn, how often
+# What is drawn, and how often.
+DRAWN = {"nn": 8 * [*functions.FUNCTIONS], "block": 16 * [""], "models": 8 * [*models.KINDS]}
 
 
 def drawn(what: str, backend: Backend, rng: np.random.Generator) -> Iterator[Property]:
