@@ -27,8 +27,8 @@ def forward(model: Model, values: Results, constant: bool = False) -> tuple[Any,
     keys, table = model.case.keys, values[next(iter(model.weights))]
     given = {name: beside(table, x) for name, x in model.given.items()} | {name: values[name] for name in model.floats}
     if constant and keys.get("pad_token_id") is not None and "embeddings" not in given:
-        padding, rows = given["ids"] == keys["pad_token_id"] % keys["vocab_size"], table[given["ids"]]
-        given["embeddings"] = np.where(padding[:, :, None], rows.real, rows)
+        ids, rows = given["ids"].astype(np.int64), table[given["ids"]]
+        given["embeddings"] = np.where((ids == keys["pad_token_id"] % keys["vocab_size"])[:, :, None], rows.real, rows)
     if model.case.name in CAUSAL:
         given["ids"] = given.pop("embeddings", given["ids"])
     weights, adapters = {name: values[name] for name in model.weights}, with_values(model.adapters, values)
@@ -112,7 +112,8 @@ def each_alone(model: Model, backend: Backend) -> float:
     if model.case.name == "CLIP":  # its loss is of pairs
         return 0.0
     labels = model.given["labels"] if model.case.name == "ViT" else model.given["labels"][:, 1:]
-    counts = np.sum(labels.reshape(model.case.batch, -1) != -100, axis=1)
+    labels = labels.reshape(model.case.batch, -1).astype(np.int64)  # NumPy 2.0.0 falls over narrow types beside −100
+    counts = np.sum(labels != -100, axis=1)
     alone = [point(some(model, slice(b, b + 1))).results(backend) for b in range(model.case.batch)]
     pieces = {name: [own[name] for own in alone] for name in alone[0]}
     for name in pieces.keys() - {"logits"}:
