@@ -41,11 +41,11 @@ def test_complex_values_pass_through(properties: Any, library: Any, data: Any) -
 
 
 def test_start_is_distributed_as_pefts(properties: Any, library: Any) -> None:
-    """B is zero; A is uniform on ±1/√in, as near to it as 999 samples of 1,000 are (Kolmogorov)."""
+    """B is zero; A is bounded by 1/√in, and as near to uniform as 999 of 1,000 samples (Kolmogorov)."""
     adapter = properties.starts(lambda **other: LoRA.start(50, 400, 16, **other), library)
     assert adapter.scaling == 0.5
     assert not np.any(adapter.B)
-    assert np.max(np.abs(adapter.A)) * 20 <= 1
+    assert 0.999 < np.max(np.abs(adapter.A)) * 20 <= 1
     share = np.sort(20 * adapter.A, axis=None) / 2 + 0.5
     assert np.max(np.abs(share - (np.arange(share.size) + 0.5) / share.size)) <= 1.95 / share.size**0.5
     assert np.any(LoRA.start(50, 400, 16, dtype="float64", seed=1).A != adapter.A)
