@@ -77,7 +77,7 @@ def test_complex_step_has_no_step_error() -> None:
 def test_every_property_holds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The audit but its blocks and models, on NumPy and on array-api-strict with a device that is not the default.
 
-    Those hold there in ``tests/nn`` and ``tests/models``, and on NumPy in ``test_cli``.
+    Those hold on every library in ``tests/nn`` and ``tests/models``.
     """
     parts = [part for part in audit.PARTS if part not in ("block", "models")]
     monkeypatch.setitem(audit.DRAWN, "nn", list(functions.FUNCTIONS))
