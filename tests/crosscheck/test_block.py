@@ -10,32 +10,10 @@ from randlora_ref.conformance import Case, check
 pytestmark = pytest.mark.crosscheck
 
 torch = pytest.importorskip("torch")
+from crosscheck import torch_block  # noqa: E402  (needs PyTorch)
+
 F = torch.nn.functional
 Tensor = Any
-ACTIVATIONS = {
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "silu": F.silu,
-}
-
-
-def delta_weight(case: Case, A: Tensor, B: Tensor, lambda_: Tensor, gamma: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Eq. 4; crossed as PEFT flattens the two."""
-    n, D, r = B.shape
-    left = B.permute(1, 0, 2).reshape(D, n * r)
-    right = lambda_[:, :, None] * A * gamma[:, None, :]
-    right = (right if case.pairing == "literal" else right.transpose(0, 1)).reshape(n * r, -1)
-    return case.scaling * (left @ right if shape[0] >= shape[1] else (left @ right).T)
-
-
-def rotated(x: Tensor, theta: float) -> Tensor:
-    """x cos + rotate_half(x) sin, as ``transformers`` has it, of heads (b, H, T, h)."""
-    h = x.shape[-1]
-    frequency = theta ** (-torch.arange(0, h, 2, dtype=torch.float64) / h)
-    angle = torch.outer(torch.arange(x.shape[-2], dtype=torch.float64), frequency)
-    cos, sin = (torch.cat([part, part], -1).to(x.dtype) for part in (angle.cos(), angle.sin()))
-    return x * cos + torch.cat([-x[..., h // 2 :], x[..., : h // 2]], -1) * sin
 
 
 def block(case: Case) -> Mapping[str, Any]:
@@ -48,31 +26,13 @@ def block(case: Case) -> Mapping[str, Any]:
     for value in learned.values():
         value.requires_grad_()
 
-    def linear(role: str, x: Tensor) -> Tensor:
-        weight = c.weight[role]
-        if role in c.A:
-            weight = weight + delta_weight(c, *c.factors[role], tuple(weight.shape))
-        return F.linear(x, weight, c.bias.get(role))
-
-    def norm(role: str, x: Tensor) -> Tensor:
-        weight, bias = c.weight[role], c.bias.get(role)
-        if kind.centred:
-            return F.layer_norm(x, (kind.width,), weight, bias, kind.eps)
-        y = F.rms_norm(x, (kind.width,), weight, kind.eps)
-        return y if bias is None else y + bias
-
-    inner = norm("norm1", c.x)
-    parts = linear("qkv", inner).chunk(3, -1) if kind.fused else [linear(role, inner) for role in "qkv"]
-    q, k, v = (part.unflatten(-1, (-1, kind.head_width)).transpose(1, 2) for part in parts)
-    if c.rope_theta is not None:
-        q, k = rotated(q, c.rope_theta), rotated(k, c.rope_theta)
+    weights = dict(c.weight)
+    for role in c.A:
+        shape = tuple(weights[role].shape)
+        weights[role] = weights[role] + torch_block.delta_weight(*c.factors[role], shape, c.scaling, c.pairing)
     seen = torch.tensor(c.attention_mask, dtype=torch.bool)[:, None, None, :].expand(-1, 1, c.x.shape[1], -1)
-    seen = seen.tril() if c.causal else seen
-    out = F.scaled_dot_product_attention(q, k, v, seen, enable_gqa=True)
-    z = c.x + linear("o", out.transpose(1, 2).flatten(2))
-    inner, act = norm("norm2", z), ACTIVATIONS[kind.activation]
-    hidden = act(linear("gate", inner)) * linear("up", inner) if kind.gated else act(linear("up", inner))
-    y = z + linear("down", hidden)
+    rotary = None if c.rope_theta is None else (c.rope_theta,)
+    y = torch_block.forward(kind, c.x, weights, c.bias, seen.tril() if c.causal else seen, rotary)
     y.backward(c.dy)
     return {"y": y.detach().numpy(), **{name: value.grad.numpy() for name, value in learned.items()}}
 

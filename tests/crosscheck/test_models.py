@@ -190,6 +190,10 @@ def compare(
     assert abs(our_loss - loss) <= limit * abs(loss)
     assert error(np.where(seen, cache.logits, 0), np.where(seen, logits, 0), 0.0) <= limit
     scale = max(np.max(abs(p.grad.numpy())) for p in peer.parameters.values())
+    if name.startswith(
+        "clip"
+    ):  # of vectors that are nearly alike its gradients are differences of numbers of this size
+        scale = max(scale, np.exp(peer.weights["logit_scale"]) / len(inputs["ids"]))
     assert grads.weights is not None
     assert grads.weights.keys() == peer.parameters.keys()
     for key, parameter in peer.parameters.items():
@@ -199,7 +203,7 @@ def compare(
     for key in adapters:
         for our_name, gradient in learned.items():
             expected = gradient(modules[f"base_model.model.{key}"]).numpy()
-            assert error(getattr(grads[key], our_name), expected, 0.0) <= limit, (key, our_name)
+            assert error(getattr(grads[key], our_name), expected, 1e-3 * scale) <= limit, (key, our_name)
 
 
 def wrap(peer: Any, config: Any) -> tuple[Any, dict[str, Any]]:
