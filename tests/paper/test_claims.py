@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from randlora_ref import claims
+from randlora_ref.paper import claims
 
 VERDICTS = {
     "Theorem 4.1": "holds",
