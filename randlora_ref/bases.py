@@ -37,12 +37,10 @@ class Bases:
 
     def __post_init__(self) -> None:
         checks.namespace(A=self.A, B=self.B)
-        for name, basis in (("A", self.A), ("B", self.B)):
+        for name, basis, axes in (("A", self.A, ("r", "d")), ("B", self.B, ("n", "D", "r"))):
             checks.precision(name, basis)
-        if self.A.ndim != 2 or 0 in self.A.shape:
-            raise ValueError(f"A: shape {tuple(self.A.shape)}; it must be (r, d), none of them 0")
-        if self.B.ndim != 3 or 0 in self.B.shape:
-            raise ValueError(f"B: shape {tuple(self.B.shape)}; it must be (n, D, r), none of them 0")
+            if basis.ndim != len(axes) or 0 in basis.shape:
+                raise ValueError(f"{name}: shape {tuple(basis.shape)}; it must be ({', '.join(axes)}), none of them 0")
         if self.A.shape[0] != self.B.shape[2]:
             raise ValueError(f"B: rank {self.B.shape[2]} (last axis); it must be A's, {self.A.shape[0]} (first axis)")
 
@@ -87,7 +85,7 @@ def draw_bases(
     dialect, seed = get_dialect(dialect), checks.seed(seed)
     rank, shapes = checks.integer("rank", rank), checks.layer_shapes(shapes)
     D, d = largest_shape(shapes, dialect)
-    n = max(dialect.terms((D, d), rank), *(dialect.terms(shape, rank) for shape in shapes))
+    n = max(dialect.terms(shape, rank) for shape in [(D, d), *shapes])
     checks.choice("dtype", dtype, ("float32", "float64"))
     if dialect.generator == "torch":
         drawn = peft_bases(seed, n, D, d, rank, kind, draw_dtype)

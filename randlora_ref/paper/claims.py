@@ -69,12 +69,8 @@ def check_claims(seed: int = 0) -> list[Claim]:
     return [check(seed) for check in CHECKS]
 
 
-def _verdict(as_stated: bool, corrected: bool = False) -> Verdict:
+def _verdict(as_stated: bool | np.bool, corrected: bool | np.bool = False) -> Verdict:
     return "holds" if as_stated else "holds corrected" if corrected else "fails"
-
-
-def _norm(matrix: Floats) -> float:
-    return float(np.sqrt((matrix**2).sum()))
 
 
 def _diagonals(seed: int, n: int, r: int, d: int) -> tuple[Floats, Floats]:
@@ -104,8 +100,7 @@ def theorem_4_1(seed: int) -> Finding:
     """
     rng = np.random.default_rng(seed)
     D, d, r, n = 11, 8, 2, 4
-    stated = sharper = True
-    tightest = 0.0
+    shares = []  # of the stated and of the sharper bound
     for _ in range(200):
         U, sigma, Vt = np.linalg.svd(rng.standard_normal((D, d)), full_matrices=False)
         noise = 10.0 ** rng.uniform(-3, 0)
@@ -115,14 +110,13 @@ def theorem_4_1(seed: int) -> Finding:
             B, A = (x + noise * rng.standard_normal(x.shape) for x in (U[:, block], Vt[block]))
             gamma = 1 + noise * rng.standard_normal(d)
             differences.append((U[:, block] * sigma[block]) @ Vt[block] - (B * sigma[block]) @ A * gamma)
-        errors = [_norm(x) for x in differences]
-        total = _norm(np.sum(differences, axis=0))
-        stated &= total <= n * max(errors) * SLACK
-        sharper &= total <= sum(errors) * SLACK
-        tightest = max(tightest, total / sum(errors))
-    repaired = "the sharper bound Σ_j ε_j holds too" if sharper else "the sharper bound Σ_j ε_j does not hold"
-    return _verdict(stated and sharper), (
-        f"200 random cases, n = {n}: {repaired}; the error reaches {tightest:.2f} of it",
+        errors = [np.linalg.norm(x) for x in differences]
+        total = np.linalg.norm(np.sum(differences, axis=0))
+        shares.append((total / (n * max(errors)), total / sum(errors)))
+    stated, sharper = np.max(shares, axis=0)
+    repaired = "the sharper bound Σ_j ε_j holds too" if sharper <= SLACK else "the sharper bound Σ_j ε_j does not hold"
+    return _verdict(stated <= SLACK and sharper <= SLACK), (
+        f"200 random cases, n = {n}: {repaired}; the error reaches {sharper:.2f} of it",
         "it is the triangle inequality, and conditional: nothing in it bounds ε",
     )
 
@@ -140,7 +134,7 @@ def equation_2(seed: int) -> Finding:
     def error(blocks: list[range]) -> float:
         """Relative error of the sum over all i of ``blocks``, counted from 1, that exist."""
         terms = [i - 1 for block in blocks for i in block if i <= len(sigma)]
-        return _norm(W - sum(sigma[i] * np.outer(U[:, i], Vt[i]) for i in terms)) / _norm(W)
+        return float(np.linalg.norm(W - sum(sigma[i] * np.outer(U[:, i], Vt[i]) for i in terms)) / np.linalg.norm(W))
 
     printed = error([range(j * r, (j + 1) * r + 1) for j in range(1, n + 1)])
     corrected = error([range((j - 1) * r + 1, j * r + 1) for j in range(1, n + 1)])
@@ -159,8 +153,8 @@ def equation_8(seed: int) -> Finding:
     rng = np.random.default_rng(seed)
     W, r = np.diag([3.0, 2.0, 2.0]), 1
     tail = float((np.linalg.svd(W, compute_uv=False)[r:] ** 2).sum())
-    best = _norm(W - np.diag([3.0, 0.0, 0.0]))
-    others = [_norm(W - np.outer(*rng.uniform(-2, 2, (2, 3)))) for _ in range(1000)]
+    best = np.linalg.norm(W - np.diag([3.0, 0.0, 0.0]))
+    others = [np.linalg.norm(W - np.outer(*rng.uniform(-2, 2, (2, 3)))) for _ in range(1000)]
     rooted = all(error * SLACK >= math.sqrt(tail) for error in [best, *others])
     return _verdict(best * SLACK >= tail, rooted), (
         f"W = diag(3, 2, 2), BA = diag(3, 0, 0): the error is {best:.3f}, the printed bound {tail:.3f}",

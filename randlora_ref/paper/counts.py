@@ -43,18 +43,23 @@ def _roberta(count: int, d: int) -> tuple[tuple[Shape, int], ...]:
     return _blocks(count, *[(d, d)] * 4, (4 * d, d), (d, 4 * d))
 
 
+def _vision(targets: str, shapes: tuple[tuple[Shape, int], ...], rank: int) -> Model:
+    """A model of the authors' vision code: no figure is printed for LoRA of rank 32 or RandLoRA of ``rank``."""
+    return Model(targets, shapes, {"lora": {32: None}, "randlora": {rank: None}}, rule="floor+1")
+
+
 # fmt: off
-_ROBERTA, _CLIP = "q, k, v and the three layers named dense", "both towers: in_proj, c_fc, c_proj"
+ROBERTA, CLIP = "q, k, v and the three layers named dense", "both towers: in_proj, c_fc, c_proj"
 MODELS: dict[str, Model] = {
     "Llama-3.2-3B": Model(
         "q, v", _blocks(28, (3072, 3072), (1024, 3072)),
         {"randlora": {32: "9,289,728"}, "lora": {32: "9,175,040"}, "vera": {256: "129,024"}},
     ),
     "RoBERTa-base": Model(
-        _ROBERTA, _roberta(12, 768), {"lora": {4: "0.7M"}, "randlora": {64: "0.7M"}, "vera": {1024: "0.26M"}},
+        ROBERTA, _roberta(12, 768), {"lora": {4: "0.7M"}, "randlora": {64: "0.7M"}, "vera": {1024: "0.26M"}},
     ),
     "RoBERTa-large": Model(
-        _ROBERTA, _roberta(24, 1024), {"lora": {4: "1.8M"}, "randlora": {100: "1.8M"}, "vera": {256: "0.26M"}},
+        ROBERTA, _roberta(24, 1024), {"lora": {4: "1.8M"}, "randlora": {100: "1.8M"}, "vera": {256: "0.26M"}},
     ),
     "LLaMA3-8B": Model(
         "q, k, v, up, down", _blocks(32, (4096, 4096), (1024, 4096), (1024, 4096), (14336, 4096), (4096, 14336)),
@@ -74,18 +79,10 @@ MODELS: dict[str, Model] = {
         {"lora": {16: "0.57%", 32: "1.14%", 64: "2.28%"}, "randlora": {40: "0.58%", 20: "1.16%", 10: "2.29%"}},
         3_821_079_552,
     ),
-    "CLIP ViT-B/32": Model(
-        _CLIP, _fused(12, 768) + _fused(12, 512), {"lora": {32: None}, "randlora": {6: None}}, rule="floor+1",
-    ),
-    "CLIP ViT-L/14": Model(
-        _CLIP, _fused(24, 1024) + _fused(12, 768), {"lora": {32: None}, "randlora": {8: None}}, rule="floor+1",
-    ),
-    "CLIP ViT-H/14": Model(
-        _CLIP, _fused(32, 1280) + _fused(24, 1024), {"lora": {32: None}, "randlora": {10: None}}, rule="floor+1",
-    ),
-    "DinoV2 ViT-B/14": Model(
-        "qkv, fc1, fc2", _fused(12, 768), {"lora": {32: None}, "randlora": {6: None}}, rule="floor+1",
-    ),
+    "CLIP ViT-B/32": _vision(CLIP, _fused(12, 768) + _fused(12, 512), 6),
+    "CLIP ViT-L/14": _vision(CLIP, _fused(24, 1024) + _fused(12, 768), 8),
+    "CLIP ViT-H/14": _vision(CLIP, _fused(32, 1280) + _fused(24, 1024), 10),
+    "DinoV2 ViT-B/14": _vision("qkv, fc1, fc2", _fused(12, 768), 6),
     "GPT-2 medium": Model(
         "q and v of c_attn, c_fc, c_proj of the MLP",
         _blocks(24, (1024, 1024), (1024, 1024), (4096, 1024), (1024, 4096)),
