@@ -1,8 +1,8 @@
 """A and B from a seed: the package's own bases (dialect ``paper``), and the door to those of ``torch_bases``.
 
-Stream 0 of Philox is A, entry A[k, i] at word i·r + k; stream j is B_j, j = 1 … n, entry B_j[o, k] at word o·r + k. So a
-slice of larger bases is the smaller bases, and any tile can be made alone with the same bits on any device: integers up
-to the last step, one rounding, and no reduction over the tensor. A dense entry is √3·(2·(w >> 8) + 1 − 2²⁴)/2²⁴,
+Stream 0 of Philox is A, entry A[k, i] at word i·r + k; stream j is B_j, j = 1 … n, entry B_j[o, k] at word o·r + k. So
+a slice of larger bases is the smaller bases, and any tile can be made alone with the same bits on any device: integers
+up to the last step, one rounding, and no reduction over the tensor. A dense entry is √3·(2·(w >> 8) + 1 − 2²⁴)/2²⁴,
 uniform on ±√3, never zero; a ternary one is ±√(s/2) with probability 1/s each, else zero (§6.4; Li, Hastie, Church
 2006). Both have unit variance.
 """
