@@ -1,19 +1,15 @@
-"""A and B from a seed: the package's own bases, and PEFT's bit for bit, without PyTorch.
+"""A and B from a seed: the package's own bases (dialect ``paper``), and the door to those of ``torch_bases``.
 
-*Own* (dialect ``paper``). Stream 0 of Philox is A, entry A[k, i] at word i·r + k; stream j is B_j, j = 1 … n, entry
-B_j[o, k] at word o·r + k. So a slice of larger bases is the smaller bases, and any tile can be made alone with the
-same bits on any device: integers up to the last step, one rounding, and no reduction over the tensor. A dense entry
-is √3·(2·(w >> 8) + 1 − 2²⁴)/2²⁴, uniform on ±√3, never zero; a ternary one is ±√(s/2) with probability 1/s each,
-else zero (§6.4; Li, Hastie, Church 2006). Both have unit variance.
-
-*PEFT's* (dialect ``peft``, PEFT 0.21.2). MT19937 in order: A, then B_1 … B_n. A dense draw is Kaiming uniform with
-a = √5, in bfloat16 or float16, over the whole tensor's sample deviation, each step rounded to that type. A sparse
-draw compares float32 uniforms with two thresholds and divides by the float32 deviation.
+Stream 0 of Philox is A, entry A[k, i] at word i·r + k; stream j is B_j, j = 1 … n, entry B_j[o, k] at word o·r + k. So
+a slice of larger bases is the smaller bases, and any tile can be made alone with the same bits on any device: integers
+up to the last step, one rounding, and no reduction over the tensor. A dense entry is √3·(2·(w >> 8) + 1 − 2²⁴)/2²⁴,
+uniform on ±√3, never zero; a ternary one is ±√(s/2) with probability 1/s each, else zero (§6.4; Li, Hastie, Church
+2006). Both have unit variance.
 """
 
 import math
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
@@ -22,13 +18,14 @@ import numpy as np
 
 from . import arrays, checks
 from .dialects import Dialect, get_dialect
-from .prng import mt19937, mt19937_words, philox_words
+from .prng import WORDS_AT_A_TIME as WORDS_AT_A_TIME
+from .prng import philox_words
 from .spec import sides
+from .torch_bases import peft_bases
 
 Array = Any
 Kind = Literal["dense", "sparse", "very_sparse"] | float
-Floats = np.ndarray[Any, np.dtype[np.float32]]
-WORDS_AT_A_TIME = 1 << 16  # a tile that stays in cache
+WORDS_AT_A_CALL = 1 << 22  # on other libraries, where a call starts kernels: 32 MiB for an array of words
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +37,10 @@ class Bases:
 
     def __post_init__(self) -> None:
         checks.namespace(A=self.A, B=self.B)
-        for name, basis in (("A", self.A), ("B", self.B)):
+        for name, basis, axes in (("A", self.A, ("r", "d")), ("B", self.B, ("n", "D", "r"))):
             checks.precision(name, basis)
-        if self.A.ndim != 2 or 0 in self.A.shape:
-            raise ValueError(f"A: shape {tuple(self.A.shape)}; it must be (r, d), none of them 0")
-        if self.B.ndim != 3 or 0 in self.B.shape:
-            raise ValueError(f"B: shape {tuple(self.B.shape)}; it must be (n, D, r), none of them 0")
+            if basis.ndim != len(axes) or 0 in basis.shape:
+                raise ValueError(f"{name}: shape {tuple(basis.shape)}; it must be ({', '.join(axes)}), none of them 0")
         if self.A.shape[0] != self.B.shape[2]:
             raise ValueError(f"B: rank {self.B.shape[2]} (last axis); it must be A's, {self.A.shape[0]} (first axis)")
 
@@ -59,11 +54,11 @@ class Bases:
 
 
 def largest_shape(shapes: Sequence[tuple[int, int]], dialect: Dialect) -> tuple[int, int]:
-    """(D_max, d_max) of the bases that layers of ``shapes`` (out, in) share.
+    """(D_max, d_max) of the bases that layers of ``shapes`` (out, in) share, by the dialect's ``shared_sides``.
 
     PEFT takes the element-wise maximum of (out, in) first, so an up- and a down-projection together make d_max = D_max.
     """
-    if dialect.name == "peft":
+    if dialect.shared_sides == "sorted max(out), max(in)":
         return sides((max(out for out, _ in shapes), max(in_ for _, in_ in shapes)))
     return max(sides(shape)[0] for shape in shapes), max(sides(shape)[1] for shape in shapes)
 
@@ -90,27 +85,22 @@ def draw_bases(
     dialect, seed = get_dialect(dialect), checks.seed(seed)
     rank, shapes = checks.integer("rank", rank), checks.layer_shapes(shapes)
     D, d = largest_shape(shapes, dialect)
-    n = max(dialect.terms((D, d), rank), *(dialect.terms(shape, rank) for shape in shapes))
+    n = max(dialect.terms(shape, rank) for shape in [(D, d), *shapes])
     checks.choice("dtype", dtype, ("float32", "float64"))
-    if dialect.name == "peft":
-        A, B = _peft_bases(seed, n, D, d, rank, kind, draw_dtype)
-        A, B = (arrays.from_numpy(xp, part.astype(dtype, copy=False), device) for part in (A, B))
+    if dialect.generator == "torch":
+        drawn = peft_bases(seed, n, D, d, rank, kind, draw_dtype)
+        A, B = (arrays.from_numpy(xp, part.astype(dtype, copy=False), device) for part in drawn)
     else:
         A = tile(0, 0, d, seed=seed, rank=rank, kind=kind, D_max=D, dtype=dtype, xp=xp, device=device)
-        B = xp.empty((D, n, rank), dtype=getattr(xp, dtype), **arrays.on(device))
-        step = max(1, WORDS_AT_A_TIME // rank)
-        for term in range(1, n + 1):
-            for first in range(0, D, step):
-                last = min(D, first + step)
-                B[first:last, term - 1, :] = tile(
-                    term, first, last, seed=seed, rank=rank, kind=kind, D_max=D, dtype=dtype, xp=xp, device=device
-                )
+        B = xp.empty((D, n, rank), dtype=getattr(xp, dtype), **arrays.on(device, xp))
+        streams = xp.arange(1, n + 1, dtype=xp.uint64, **arrays.on(device, xp))[:, None]
+        step = max(1, (WORDS_AT_A_TIME if xp is np else WORDS_AT_A_CALL) // (n * rank))
+        for first in range(0, D, step):
+            last = min(D, first + step)
+            words = philox_words(seed, streams, first * rank, last * rank, xp, device)  # (n, (last − first)·r)
+            rows = xp.reshape(_entries(xp, words, kind, D, dtype), (n, last - first, rank))
+            B[first:last, :, :] = arrays.permute(xp, rows, (1, 0, 2))
     return Bases(A, arrays.permute(xp, B, (1, 0, 2)))
-
-
-# ---------------------------------------------------------------------------------------------------------
-# The package's own bases
-# ---------------------------------------------------------------------------------------------------------
 
 
 def tile(
@@ -132,6 +122,12 @@ def tile(
     """
     checks.choice("dtype", dtype, ("float32", "float64"))
     words = philox_words(checks.seed(seed), term, first * rank, last * rank, xp, device)
+    rows = xp.reshape(_entries(xp, words, kind, D_max, dtype), (last - first, rank))
+    return rows.T if term == 0 else rows
+
+
+def _entries(xp: Any, words: Array, kind: Kind, D_max: int | None, dtype: str) -> Array:
+    """The entry of each word, ``dtype``(unit)·``dtype``(size): unit is odd/2²⁴ or a sign, exact; size √3 or √(s/2)."""
     real = getattr(xp, dtype)
     if kind == "dense":
         odd = 2 * arrays.astype(xp, words >> 8, xp.int64) + (1 - 2**24)  # an odd integer of 24 bits, exact in float32
@@ -142,8 +138,7 @@ def tile(
         above, below = words >= 2**32 - threshold, words < threshold
         unit = arrays.astype(xp, above, real) - arrays.astype(xp, below, real)
         size = math.sqrt(math.sqrt(s_squared) / 2)
-    entries = xp.reshape(unit * xp.asarray(size, dtype=real, **arrays.on(device)), (last - first, rank))
-    return entries.T if term == 0 else entries
+    return unit * size
 
 
 def sparsity_squared(kind: Kind, D_max: int | None) -> Fraction:
@@ -155,99 +150,3 @@ def sparsity_squared(kind: Kind, D_max: int | None) -> Fraction:
     if not isinstance(kind, numbers.Real) or isinstance(kind, bool) or not 2 <= kind < 2**32:
         raise ValueError(f"kind: {kind!r}; it must be 'dense', 'sparse', 'very_sparse' or a sparsity s in [2, 2**32)")
     return Fraction(float(kind)) ** 2
-
-
-# ---------------------------------------------------------------------------------------------------------
-# PEFT's bases
-# ---------------------------------------------------------------------------------------------------------
-
-
-def _peft_bases(seed: int, n: int, D: int, d: int, rank: int, kind: Kind, draw_dtype: str) -> tuple[Floats, Floats]:
-    """A (r, d) and B (D, n, r), PEFT's order of the axes, in float32."""
-    if kind not in ("dense", "sparse", "very_sparse"):
-        raise ValueError(f"kind: {kind!r}; with PEFT's bases it must be 'dense', 'sparse' or 'very_sparse'")
-    checks.choice("draw_dtype", draw_dtype, ("bfloat16", "float16"))
-    generator = mt19937(seed)
-    if kind == "dense":
-        A, B = (_peft_dense(*sizes, generator, draw_dtype) for sizes in ((rank, 1, d), (D, n, rank)))
-    else:
-        q = 3.0 if kind == "sparse" else math.sqrt(d)
-        A, B = (_peft_ternary(*sizes, generator, q) for sizes in ((rank, 1, d), (D, n, rank)))
-    return A[:, 0, :], B
-
-
-def _peft_dense(rows: int, terms: int, columns: int, generator: np.random.MT19937, draw_dtype: str) -> Floats:
-    """A (r, 1, d) or B (D, n, r), drawn term by term with fan_in = ``columns``, over its own deviation.
-
-    The 16-bit type has 2¹⁶ values, so the entries are kept as codes, and the deviation and the quotient are taken once
-    for each value. u·2b − b is exact in float64; torch rounds it to float32 (a fused multiply-add), then to 16 bits,
-    and turns what rounds up to the excluded bound b into −b.
-    """
-    bound = np.float32(math.sqrt(3.0) * (math.sqrt(2.0 / 6.0) / math.sqrt(columns)))
-    values = np.arange(2**16, dtype=np.uint16)
-    values = (values.astype(np.uint32) << 16).view(np.float32) if draw_dtype == "bfloat16" else values.view(np.float16)
-    values = values.astype(np.float32, copy=False)
-    upper, lower = _codes(np.array([bound, -bound]), draw_dtype)
-    codes = np.empty((rows, terms, columns), dtype=np.uint16)
-    counts = np.zeros(2**16, dtype=np.int64)
-    for term, block in _blocks(rows, terms, columns):
-        words = mt19937_words(generator, (block.stop - block.start) * columns) & np.uint32(0xFFFFFF)
-        drawn = _codes((words * (2.0**-23 * float(bound)) - float(bound)).astype(np.float32), draw_dtype)
-        drawn[drawn == upper] = lower
-        counts += np.bincount(drawn, minlength=2**16)
-        codes[block, term, :] = drawn.reshape(-1, columns)
-    seen = np.flatnonzero(counts)
-    deviation = _rounded(_deviation(values[seen].astype(np.float64), counts[seen]), draw_dtype)
-    quotients = np.zeros(2**16, dtype=np.float32)
-    with np.errstate(divide="ignore", invalid="ignore"):  # a single draw has no deviation: NaN, as in PEFT
-        quotients[seen] = _rounded(values[seen] / deviation, draw_dtype)
-    result = np.empty(codes.shape, dtype=np.float32)
-    for _, block in _blocks(rows, 1, terms * columns):  # block by block: take widens its indices to 64 bits
-        np.take(quotients, codes[block], out=result[block], mode="clip")
-    return result
-
-
-def _peft_ternary(rows: int, terms: int, columns: int, generator: np.random.MT19937, q: float) -> Floats:
-    """A (r, 1, d) or B (D, n, r), drawn in memory order: −1 below 1/(2q), +1 above 1 − 1/(2q), over its deviation."""
-    low, high = np.float32(1 / (2 * q)), np.float32(1 - 1 / (2 * q))
-    result = np.empty((rows, 1, terms * columns), dtype=np.float32)
-    for _, block in _blocks(rows, 1, terms * columns):
-        words = mt19937_words(generator, (block.stop - block.start) * terms * columns) & np.uint32(0xFFFFFF)
-        uniform = words.astype(np.float32) * np.float32(2.0**-24)
-        result[block, 0, :] = ((uniform > high).astype(np.int8) - (uniform < low)).reshape(-1, terms * columns)
-    values = np.array([-1.0, 0.0, 1.0])
-    counts = np.array([np.count_nonzero(result == value) for value in values])
-    with np.errstate(divide="ignore", invalid="ignore"):  # all zeros: NaN, as in PEFT
-        result /= np.float32(_deviation(values, counts))
-    return result.reshape(rows, terms, columns)
-
-
-def _blocks(rows: int, terms: int, columns: int) -> Iterator[tuple[int, slice]]:
-    """Term by term, the rows in blocks small enough to stay in cache."""
-    step = max(1, WORDS_AT_A_TIME // columns)
-    for term in range(terms):
-        for first in range(0, rows, step):
-            yield term, slice(first, min(rows, first + step))
-
-
-def _deviation(values: Array, counts: Array) -> np.float64:
-    """The sample deviation (ddof 1) of ``values`` that occur ``counts`` times; NaN for a single one, as torch's."""
-    total = int(counts.sum())
-    mean = (counts @ values) / total
-    return np.sqrt((counts @ (values - mean) ** 2) / (total - 1)) if total > 1 else np.float64(np.nan)
-
-
-def _codes(x: Floats, draw_dtype: str) -> np.ndarray[Any, np.dtype[np.uint16]]:
-    """The 16 bits of each float32 value rounded to bfloat16 or float16, ties to even."""
-    if draw_dtype == "float16":
-        return x.astype(np.float16).view(np.uint16)
-    bits = x.view(np.uint32)
-    return ((bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16).astype(np.uint16)
-
-
-def _rounded(x: Any, draw_dtype: str) -> Floats:
-    """float32 values rounded to bfloat16 or float16, held in float32."""
-    codes = _codes(np.atleast_1d(np.asarray(x, dtype=np.float32)), draw_dtype)
-    if draw_dtype == "float16":
-        return codes.view(np.float16).astype(np.float32)
-    return (codes.astype(np.uint32) << 16).view(np.float32)

@@ -283,7 +283,7 @@ def _after_steps(
 
 def count(arguments: argparse.Namespace) -> Report:
     """``randlora-ref count``."""
-    from .counts import row, table
+    from .paper.counts import row, table
 
     if arguments.rank is None:
         rows = table(arguments.model, arguments.method)
@@ -301,7 +301,7 @@ def count(arguments: argparse.Namespace) -> Report:
 
 def claims(arguments: argparse.Namespace) -> Report:
     """``randlora-ref claims``."""
-    from .claims import CHECKS
+    from .paper.claims import CHECKS
 
     progress, found = Progress(), []
     for index, one in enumerate(CHECKS):

@@ -1,7 +1,8 @@
-"""What Eq. 4 leaves open, and how each implementation settles it: one frozen record per implementation.
+"""What Eq. 4 leaves open, and how each implementation settles it: one validated, frozen record per implementation.
 
-Two dialects run: ``paper`` and ``peft``. The others are documented rows. Where a row differs from a running
-dialect only in its count rule, its scaling or its starting values, it is reached by replacing those:
+Two dialects run: ``paper`` and ``peft``. The others are documented rows, with rules that no code has. Where a row
+differs from a running dialect only in its count rule, its scaling or its starting values, it is reached by replacing
+those:
 
 >>> from dataclasses import replace
 >>> replace(DIALECTS["peft"], count_rule="floor+1", scaling_rule="alpha/(r*sqrt(n))").count_rule
@@ -9,43 +10,78 @@ dialect only in its count rule, its scaling or its starting values, it is reache
 
 Sources: *paper* is arXiv 2502.00987v2; *peft* is Hugging Face PEFT 0.21.2, ``tuners/randlora``; *official*,
 *nlg* and *vision* are github.com/PaulAlbert31/RandLoRA at 4ac565e (folders ``peft``, ``NLG`` and
-``vision_language``); *kradapter* is the toy of github.com/PaulAlbert31/KRAdapter.
+``vision_language``); *kradapter* is the toy of github.com/PaulAlbert31/KRAdapter at ea88a71.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from . import checks
 from .spec import CountRule, Pairing, number_of_terms, sides
 
+CountedSide = Literal["d", "context"]  # what the count rule divides by r: a layer's d, or the network's context length
 ScalingRule = Literal["2/sqrt(n)", "alpha/r", "alpha/(r*sqrt(n))", "1"]
 StartRule = Literal["0", "1", "1/d", "1/n", "1/max(n, d)", "1/max(n, r)"]
+# (D_max, d_max) of the bases that layers share, by the sides of each layer
+SharedSides = Literal[
+    "max(D), max(d)", "sorted max(out), max(in)", "max(in), max(out)", "max(out), max(in)", "4*context, context"
+]
+# Whose draws. The last three are torch's in float32: A then each B_j, each B_j then A, B whole then A.
+Generator = Literal["philox", "torch", "torch_float32", "torch_terms_first", "torch_whole"]
+# ΔW from M = s·Σ…: M, but Mᵀ if out < in; M if out > in, else Mᵀ; M always; M.reshape(in, out)ᵀ always
+Orientation = Literal["paper", "square_transposed", "never", "reshape"]
+
+# What the package computes: a record runs if each of these fields has one of these values.
+RUNNING: dict[str, tuple[str, ...]] = {
+    "counted_side": ("d",),
+    "generator": ("philox", "torch"),
+    "shared_sides": ("max(D), max(d)", "sorted max(out), max(in)"),
+    "orientation": ("paper",),
+}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """The choices of one implementation. Text fields are documentation, the others are computed with."""
+    """The choices of one implementation. Text fields are documentation, the others are computed with.
+
+    Raises ValueError that names the field, for a rule that is not of its list and for a number that is none.
+    """
 
     name: str
     source: str
-    runs: bool
+    runs: bool = field(init=False)  # follows from RUNNING
     pairing: Pairing
     count_rule: CountRule
+    counted_side: CountedSide = "d"
     scaling_rule: ScalingRule
     lambda_start: StartRule
     gamma_start: StartRule
-    default_alpha: float | None  # None: not stated, or the scaling rule needs none
-    default_seed: int | None  # None: not stated
-    max_terms: int | None  # None: no cap on n
+    default_alpha: float | None = None  # None: not stated, or the scaling rule needs none
+    default_seed: int | None
+    max_terms: int | None = None  # None: no cap on n
+    shared_sides: SharedSides
+    generator: Generator
     basis_rule: str
     draw_order: str
     stored: str
-    orientation: str  # of a square layer
-    notes: str
+    orientation: Orientation = "paper"
+    notes: str = ""
 
-    def terms(self, shape: tuple[int, int], rank: int) -> int:
-        """n, the number of terms of a layer of ``shape`` (out, in)."""
+    def __post_init__(self) -> None:
+        for name, allowed in RULES.items():
+            checks.choice(name, getattr(self, name), allowed)
+        for name, least in (("max_terms", 1), ("default_seed", 0)):
+            if getattr(self, name) is not None:
+                checks.integer(name, getattr(self, name), least)
+        if self.default_alpha is not None:
+            checks.number("default_alpha", self.default_alpha)
+        object.__setattr__(self, "runs", all(getattr(self, name) in values for name, values in RUNNING.items()))
+
+    def terms(self, shape: tuple[int, int], rank: int, *, context: int | None = None) -> int:
+        """n, the number of terms of a layer of ``shape`` (out, in); ``context`` where that is the counted side."""
+        if self.counted_side == "context":
+            shape = (checks.integer("context", context),) * 2
         n = number_of_terms(shape, rank, self.count_rule)
         return n if self.max_terms is None else min(n, self.max_terms)
 
@@ -66,78 +102,71 @@ class Dialect:
     def start(self, shape: tuple[int, int], rank: int, n: int) -> tuple[float, float]:
         """The constants that fill Λ and Γ before the first step."""
         d = sides(shape)[1]
-        values = {
-            "0": 0.0,
-            "1": 1.0,
-            "1/d": 1 / d,
-            "1/n": 1 / n,
-            "1/max(n, d)": 1 / max(n, d),
-            "1/max(n, r)": 1 / max(n, rank),
-        }
+        divisors = {"1": 1, "1/d": d, "1/n": n, "1/max(n, d)": max(n, d), "1/max(n, r)": max(n, rank)}
+        values = {"0": 0.0} | {rule: 1 / divisor for rule, divisor in divisors.items()}
         return values[self.lambda_start], values[self.gamma_start]
 
-    def num_parameters(self, shape: tuple[int, int], rank: int) -> int:
+    def num_parameters(self, shape: tuple[int, int], rank: int, *, context: int | None = None) -> int:
         """n·(r + d), the learned values of one layer: inversely proportional to the rank."""
-        return self.terms(shape, rank) * (rank + sides(shape)[1])
+        return self.terms(shape, rank, context=context) * (rank + sides(shape)[1])
 
 
+RULES = {name: get_args(hint) for name, hint in get_type_hints(Dialect).items() if get_origin(hint) is Literal}
+FLOAT32 = "Kaiming uniform (a=√5) over its own deviation, in float32"
 # fmt: off
 _ROWS = (
     Dialect(
-        name="paper", runs=True,
+        name="paper",
         source="arXiv 2502.00987v2, Eq. 4; what it leaves open is our choice: n, scaling, start and bases",
-        pairing="literal", count_rule="ceil", max_terms=None, scaling_rule="2/sqrt(n)", default_alpha=None,
-        lambda_start="0", gamma_start="1/d", default_seed=0,
+        pairing="literal", count_rule="ceil", scaling_rule="2/sqrt(n)", lambda_start="0", gamma_start="1/d",
+        default_seed=0, generator="philox", shared_sides="max(D), max(d)",
         basis_rule="ours: uniform on ±√3 or ternary, unit variance, from counters, in float32 or float64",
-        draw_order="none: every entry has its own counter",
-        stored="A (r, d), B (n, D, r), Λ (n, r), Γ (n, d)", orientation="Σ…",
+        draw_order="none: every entry has its own counter", stored="A (r, d), B (n, D, r), Λ (n, r), Γ (n, d)",
         notes="n = d/r in §4.1, its floor in Table 9; s = 10/r in Table 8, 2/√n in Table 9",
     ),
     Dialect(
-        name="peft", runs=True,
-        source="Hugging Face PEFT 0.21.2, tuners/randlora",
-        pairing="crossed", count_rule="ceil", max_terms=None, scaling_rule="alpha/r", default_alpha=640,
-        lambda_start="0", gamma_start="1/max(n, d)", default_seed=0,
+        name="peft", source="Hugging Face PEFT 0.21.2, tuners/randlora",
+        pairing="crossed", count_rule="ceil", scaling_rule="alpha/r", default_alpha=640, lambda_start="0",
+        gamma_start="1/max(n, d)", default_seed=0, generator="torch", shared_sides="sorted max(out), max(in)",
         basis_rule="Kaiming uniform (a=√5) over its own deviation, in bfloat16 or float16; sparse in float32",
-        draw_order="A, then B_1 … B_n",
-        stored="A (r, 1, d_max), B (D_max, n_max, r), Λ (r, n), Γ (n, d)", orientation="Σ…",
+        draw_order="A, then B_1 … B_n", stored="A (r, 1, d_max), B (D_max, n_max, r), Λ (r, n), Γ (n, d)",
         notes="shared shapes from the element-wise maximum of all (out, in); very_sparse has s = 2√d, not √D",
     ),
     Dialect(
-        name="official", runs=False,
-        source="github.com/PaulAlbert31/RandLoRA at 4ac565e, peft/",
-        pairing="crossed", count_rule="ceil", max_terms=None, scaling_rule="alpha/(r*sqrt(n))", default_alpha=64,
-        lambda_start="0", gamma_start="1/max(n, d)", default_seed=8539,
-        basis_rule="Kaiming uniform (a=√5) over its own deviation, in float32", draw_order="A, B",
-        stored="A (r, 1, …), B (…, n, r), Λ (r, n), Γ (n, d)", orientation="Σ…",
-        notes="",
+        name="official", source="github.com/PaulAlbert31/RandLoRA at 4ac565e, peft/",
+        pairing="crossed", count_rule="ceil", scaling_rule="alpha/(r*sqrt(n))", default_alpha=64, lambda_start="0",
+        gamma_start="1/max(n, d)", default_seed=8539, generator="torch_float32", shared_sides="max(in), max(out)",
+        basis_rule=FLOAT32, draw_order="A, then B_1 … B_n",
+        stored="A (r, 1, max out), B (max in, n, r), Λ (r, n), Γ (n, d)",
+        notes="the shared sides are not sorted: a network of tall layers alone raises",
     ),
     Dialect(
-        name="nlg", runs=False,
-        source="github.com/PaulAlbert31/RandLoRA at 4ac565e, NLG/ (GPT-2)",
-        pairing="crossed", count_rule="floor+1", max_terms=None, scaling_rule="alpha/(r*sqrt(n))", default_alpha=None,
-        lambda_start="0", gamma_start="1/max(n, d)", default_seed=None,
-        basis_rule="Kaiming uniform (a=√5) over its own deviation, in float32", draw_order="B, A",
-        stored="A (1, r, …), B (n, …, r), Λ (n, r), Γ (n, d)", orientation="(Σ…)ᵀ for Conv1D",
-        notes="n is the whole network's, not the layer's; for out > in (B@S).view(weight.shape), a scramble",
+        name="nlg", source="github.com/PaulAlbert31/RandLoRA at 4ac565e, NLG/ (GPT-2)",
+        pairing="crossed", count_rule="floor+1", counted_side="context", scaling_rule="alpha/(r*sqrt(n))",
+        default_alpha=128, lambda_start="0", gamma_start="1/max(n, d)", default_seed=69196,
+        generator="torch_terms_first", shared_sides="4*context, context", orientation="reshape",
+        basis_rule=FLOAT32, draw_order="B_1 … B_n, then A",
+        stored="A (1, r, n_ctx), B (n, 4·n_ctx, r), Λ (n, r), Γ (n, d); of c_attn (n, 2r), (n, 2d), q then v",
+        notes="n is the whole network's, not the layer's; the reshape, of Conv1D's weight, is a scramble for out > in; "
+        "c_attn adapts q and v, each by M, v with rows d … 2d of B, Γ = 1/max(n, 2d); scripts have α = 2r and seed 8",
     ),
     Dialect(
-        name="vision", runs=False,
-        source="github.com/PaulAlbert31/RandLoRA at 4ac565e, vision_language/ (CLIP)",
+        name="vision", source="github.com/PaulAlbert31/RandLoRA at 4ac565e, vision_language/ (CLIP)",
         pairing="crossed", count_rule="floor+1", max_terms=1000, scaling_rule="alpha/r", default_alpha=1,
-        lambda_start="1/max(n, r)", gamma_start="0", default_seed=None,
-        basis_rule="Kaiming uniform or normal over its own deviation, in float32", draw_order="B, A",
-        stored="A (1, r, …), B (1000, …, r), Λ (n, r), Γ (n, d)", orientation="forward (Σ…)ᵀ, merge Σ…: they disagree",
-        notes="fused in_proj of 3d rows",
+        lambda_start="1/max(n, r)", gamma_start="0", default_seed=1, generator="torch_terms_first",
+        shared_sides="max(out), max(in)", orientation="square_transposed",
+        basis_rule="Kaiming uniform (a=√5) or normal over its own deviation, in float32",
+        draw_order="B_1 … B_n, then A",
+        stored="A (1, r, max in), B (1000, max out, r), Λ (n, r) named …_B, Γ (n, d) named …_A",
+        notes="merge takes M on square layers, the forward Mᵀ: they disagree; the fused in_proj takes M of 3d rows",
     ),
     Dialect(
-        name="kradapter", runs=False,
-        source="github.com/PaulAlbert31/KRAdapter, its RandLoRA toy",
-        pairing="literal", count_rule="ceil+1", max_terms=None, scaling_rule="1", default_alpha=None,
-        lambda_start="1/n", gamma_start="0", default_seed=42,
-        basis_rule="in float32", draw_order="not stated; the global generator",
-        stored="A (1, r, …), B (n, …, r), Λ (n, r), Γ (n, d)", orientation="Σ…",
-        notes="",
+        name="kradapter", source="github.com/PaulAlbert31/KRAdapter at ea88a71, its RandLoRA toy",
+        pairing="literal", count_rule="ceil+1", scaling_rule="1", lambda_start="1/n", gamma_start="0",
+        default_seed=42, generator="torch_whole", shared_sides="max(out), max(in)", orientation="never",
+        basis_rule=f"{FLOAT32}; fan_in is r·in for A, out·r for B", draw_order="B whole, then A",
+        stored="A (1, r, in), B (n, out, r), Λ (n, r) named A, Γ (n, in) named B",
+        notes="bases of each layer's own; the seed is that of the global generator",
     ),
 )
 # fmt: on
@@ -149,15 +178,13 @@ def get_dialect(dialect: str | Dialect) -> Dialect:
 
     Raises ValueError for an unknown name, and for a dialect that is documented but does not run.
     """
-    if isinstance(dialect, Dialect):
-        row = dialect
-    elif isinstance(dialect, str) and dialect in DIALECTS:
-        row = DIALECTS[dialect]
-    else:
+    if not isinstance(dialect, Dialect | str) or (isinstance(dialect, str) and dialect not in DIALECTS):
         raise ValueError(f"dialect: {dialect!r}; it must be one of {', '.join(DIALECTS)}, or a Dialect")
+    row = DIALECTS[dialect] if isinstance(dialect, str) else dialect
     if not row.runs:
+        unknown = [f"{name}={value!r}" for name in RUNNING if (value := getattr(row, name)) not in RUNNING[name]]
         raise ValueError(
-            f"dialect: {row.name!r} is documented, not run; it must be 'paper' or 'peft', with another count_rule, "
-            "scaling_rule, lambda_start or gamma_start where wanted (dataclasses.replace)"
+            f"dialect: {row.name!r} is documented, not run ({', '.join(unknown)}); it must be 'paper' or 'peft', with "
+            "another count_rule, scaling_rule, lambda_start or gamma_start where wanted (dataclasses.replace)"
         )
     return row

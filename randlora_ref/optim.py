@@ -29,12 +29,13 @@ def sgd(
 ) -> tuple[dict[Hashable, Array], State]:
     """One step of gradient descent: v ← momentum·v + g + decay·θ (v = g + decay·θ at first), θ ← θ − lr·v."""
     _check(values, grads, **{"state.first": state.first} if state.step else {})
-    lr, momentum = checks.number("lr", lr, least=0.0), checks.number("momentum", momentum, least=0.0)
-    weight_decay, first = checks.number("weight_decay", weight_decay, least=0.0), {}
-    for key, value in values.items():
-        g = grads[key] + weight_decay * value
-        first[key] = momentum * state.first[key] + g if state.step else g
-    return {key: value - lr * first[key] for key, value in values.items()}, State(state.step + 1, first, {})
+    lr, momentum, decay = _rates(lr=lr, momentum=momentum, weight_decay=weight_decay)
+    result, first = {}, {}
+    for key, theta in values.items():
+        g = grads[key] + decay * theta
+        v = first[key] = momentum * state.first[key] + g if state.step else g
+        result[key] = theta - lr * v
+    return result, State(state.step + 1, first, {})
 
 
 def adamw(
@@ -49,17 +50,19 @@ def adamw(
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise ValueError(f"betas: {betas!r}; it must be two numbers")
     beta1, beta2 = (checks.number("betas", beta, least=0.0, below=1.0) for beta in betas)
-    lr, eps = checks.number("lr", lr, least=0.0), checks.number("eps", eps, least=0.0)
-    weight_decay, step = checks.number("weight_decay", weight_decay, least=0.0), state.step + 1
+    (lr, eps, decay), t = _rates(lr=lr, eps=eps, weight_decay=weight_decay), state.step + 1
     result, first, second = {}, {}, {}
-    for key, value in values.items():
-        g = grads[key]
+    for key, theta in values.items():
+        xp, g = arrays.namespace_of("values", theta), grads[key]
         m = first[key] = beta1 * state.first[key] + (1 - beta1) * g if state.step else (1 - beta1) * g
         v = second[key] = beta2 * state.second[key] + (1 - beta2) * g * g if state.step else (1 - beta2) * g * g
-        xp = arrays.namespace_of("values", value)
-        size = xp.sqrt(v / (1 - beta2**step)) + eps
-        result[key] = value * (1 - lr * weight_decay) - lr / (1 - beta1**step) * m / size
-    return result, State(step, first, second)
+        step = lr / (1 - beta1**t) * m / (xp.sqrt(v / (1 - beta2**t)) + eps)
+        result[key] = theta * (1 - lr * decay) - step
+    return result, State(t, first, second)
+
+
+def _rates(**rates: float) -> list[float]:
+    return [checks.number(name, rate, least=0.0) for name, rate in rates.items()]
 
 
 def _check(values: Values, grads: Values, **state: Values) -> None:

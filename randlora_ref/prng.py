@@ -13,6 +13,7 @@ from . import arrays
 
 Array = Any
 MASK32 = 0xFFFFFFFF
+WORDS_AT_A_TIME = 1 << 16  # on NumPy: what is made of them stays in cache
 
 # Philox4x32: multipliers of the two halves of the counter, and what each round adds to the two key words.
 PHILOX_M0, PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
@@ -36,16 +37,17 @@ def philox4x32(counter: tuple[Array, Array, Array, Array], key: tuple[int, int])
     return c0, c1, c2, c3
 
 
-def philox_words(seed: int, stream: int, start: int, stop: int, xp: Any = np, device: Any = None) -> Array:
+def philox_words(seed: int, stream: int | Array, start: int, stop: int, xp: Any = np, device: Any = None) -> Array:
     """Words ``start`` to ``stop`` of stream ``stream`` under ``seed``, as uint64 values below 2³².
 
+    Streams given as a uint64 array (n, 1) give (n, stop − start).
     Word e is word e mod 4 of the block with counter (e//4 low, e//4 high, stream, 0) and key (seed low, seed high).
     """
     first, last = start // 4, -(-stop // 4)
     block = xp.arange(first, last, dtype=xp.uint64, **arrays.on(device, xp))
     counter = (block & MASK32, block >> 32, 0 * block + stream, 0 * block)
     words = xp.stack(philox4x32(counter, (seed & MASK32, seed >> 32)), axis=-1)
-    return xp.reshape(words, (-1,))[start - 4 * first : stop - 4 * first]
+    return xp.reshape(words, (*words.shape[:-2], 4 * (last - first)))[..., start - 4 * first : stop - 4 * first]
 
 
 def mt19937(seed: int) -> np.random.MT19937:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from randlora_ref import DIALECTS, Bases, bases, draw_bases, prng
+from randlora_ref import DIALECTS, Bases, bases, draw_bases, prng, torch_bases
 
 KINDS = ("dense", "sparse", "very_sparse", 2, 2.5, 100)
 
@@ -67,6 +67,18 @@ def test_native_bases_on_every_array_library(library: Any, kind: Any) -> None:
     assert np.array_equal(library.host(here.B), host.B)
 
 
+@pytest.mark.parametrize("words", [1, 50, 10**9])
+def test_how_many_words_are_drawn_at_a_time_changes_nothing(
+    library: Any, words: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row by row, by some rows, in one call."""
+    expected = draw_bases(seed=5, shapes=[(20, 9)], rank=2).B
+    for name in ("WORDS_AT_A_TIME", "WORDS_AT_A_CALL"):
+        monkeypatch.setattr(bases, name, words)
+    B = draw_bases(seed=5, shapes=[(20, 9)], rank=2, xp=library.xp, device=library.device).B
+    assert np.array_equal(library.host(B), expected)
+
+
 def test_bases_of_peft_on_every_array_library(library: Any) -> None:
     """Drawn on the host, then brought to the library and device."""
     host = draw_bases("peft", seed=5, shapes=[(20, 9)], rank=2)
@@ -115,14 +127,14 @@ def test_torch_draws_in_sixteen_bits() -> None:
     uniform = (words * 2.0**-24 - 0.5).astype(np.float32)
     bfloat16 = [0.034912109375, -0.30078125, 0.1591796875, 0.1572265625, -0.267578125, -0.07470703125]
     float16 = [0.034912109375, -0.30126953125, 0.1591796875, 0.1568603515625, -0.267333984375, -0.074951171875]
-    assert bases._rounded(uniform, "bfloat16").tolist() == bfloat16
-    assert bases._rounded(uniform, "float16").tolist() == float16
+    assert torch_bases._rounded(uniform, "bfloat16").tolist() == bfloat16
+    assert torch_bases._rounded(uniform, "float16").tolist() == float16
 
 
 def test_bfloat16_rounds_to_nearest_even() -> None:
     """Ties go to the even neighbour: 1 + 2⁻⁸ down to 1, 1 + 3·2⁻⁸ up to 1 + 2⁻⁶; just above a tie goes up."""
     x = np.array([1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -1 - 2**-8], dtype=np.float32)
-    assert bases._rounded(x, "bfloat16").tolist() == [1.0, 1 + 2**-6, 1 + 2**-7, -1.0]
+    assert torch_bases._rounded(x, "bfloat16").tolist() == [1.0, 1 + 2**-6, 1 + 2**-7, -1.0]
 
 
 def test_shared_shapes() -> None:

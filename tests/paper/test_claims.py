@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from randlora_ref import claims
+from randlora_ref.paper import claims
 
 VERDICTS = {
     "Theorem 4.1": "holds",
@@ -43,6 +43,15 @@ def test_each_says_where_and_why_and_json_carries_it(checked: dict[str, claims.C
         assert claim.evidence
         assert json.loads(json.dumps(claim.to_json())) == claim.to_json()
         assert claim.lines()[0].startswith(claim.verdict.upper())
+
+
+def test_what_is_claimed_and_where_is_read_from_the_docstring(checked: dict[str, claims.Claim]) -> None:
+    one = checked["Theorem 4.1"]
+    statement = "‖U_jΣ_jV_jᵀ − B_jΛ_jA_jΓ_j‖ <= ε for every j gives ‖W − Σ_j B_jΛ_jA_jΓ_j‖ <= nε (A_j not shared)"
+    assert (one.where, one.claim) == ("§4.2", statement)
+    one = checked["Lemma D.2"]
+    assert one.claim.startswith("k <= 24 random vectors of R^24 with a continuous distribution")
+    assert "draws of 24 vectors" in one.evidence[0]
 
 
 def test_figures_of_the_evidence(checked: dict[str, claims.Claim]) -> None:

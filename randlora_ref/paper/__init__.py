@@ -1,0 +1,1 @@
+"""What the paper states and prints, checked: ``claims`` and ``counts``."""
