@@ -191,7 +191,7 @@ def check(arguments: argparse.Namespace) -> Report:
         dialect=arguments.dialect,
         random=arguments.random,
         seed=checks.seed(arguments.seed),
-        progress=lambda done, of: progress(f"case {done} of {of}"),
+        progress=lambda what, part: progress(what),
     )
     progress("")
     return report.lines(), report.to_json(), report.passed

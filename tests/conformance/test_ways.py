@@ -26,7 +26,9 @@ from randlora_ref.conformance import (
     search,
     stored_cases,
 )
-from randlora_ref.conformance.ways import Program, load_function, results_file
+from randlora_ref.conformance.program import Program
+from randlora_ref.conformance.results import results_file
+from randlora_ref.conformance.ways import load_function
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
