@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -42,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except ModuleNotFoundError as error:
         extra = EXTRAS.get(str(error.name), "crosscheck")
-        return refuse(arguments.command, f"needs {error.name}: pip install 'randlora-ref[{extra}]'")
+        return refuse(arguments.name, f"needs {error.name}: pip install 'randlora-ref[{extra}]'")
     except REFUSALS as error:
-        return refuse(arguments.command, str(error))
+        return refuse(arguments.name, str(error))
     return 0 if ok else 1
 
 
@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     """Every command and its arguments."""
     top = argparse.ArgumentParser(prog="randlora-ref", description="The numeric reference of RandLoRA, and its checks.")
     top.add_argument("--version", action="version", version=f"randlora-ref {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = top.add_subparsers(dest="name", required=True, metavar="COMMAND")
 
     def add(run: Callable[[argparse.Namespace], Output], text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(run.__name__, help=text, description=text)
@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     command = add(check, "cross-check an implementation against the specification")
     targets = "peft (the installed one), module:function, or a results file (….json)"
     command.add_argument("target", nargs="?", metavar="TARGET", help=targets)
-    command.add_argument("--exec", dest="program", metavar="COMMAND", help="a program that answers JSON lines, instead")
+    command.add_argument("--exec", dest="command", metavar="COMMAND", help="a program that answers JSON lines, instead")
     command.add_argument("--kinds", nargs="+", metavar="KIND", help="some of layer, bases, start, count, rank, block")
     command.add_argument("--dtype", help="the precision it declares, such as bfloat16 (default: each case's own)")
     command.add_argument("--case", help="one case alone, by its id")
@@ -120,7 +120,7 @@ def plain(data: Any) -> Any:
     return str(data) if isinstance(data, float) and not math.isfinite(data) else data
 
 
-class Progress:
+class Progress(contextlib.AbstractContextManager["Progress"]):
     """A line on a terminal that overwrites itself and goes in the end; nothing where stderr is no terminal."""
 
     def __init__(self) -> None:
@@ -130,18 +130,13 @@ class Progress:
         """Shows what is being done, and the part of it that is done if that is known, now and then."""
         now = time.monotonic()
         if self.shown and now - self.last > INTERVAL:
+            text = what if part is None else f"{what}, {100 * part:.0f} %"
+            print(f"\r\x1b[K{text[:WIDTH]}", end="", file=sys.stderr, flush=True)
             self.last = now
-            self._line(what if part is None else f"{what}, {100 * part:.0f} %")
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
-        if self.shown:
-            self._line("")
-
-    def _line(self, text: str) -> None:
-        print(f"\r\x1b[K{text[:WIDTH]}", end="", file=sys.stderr, flush=True)
+        self.last = 0.0
+        self("")
 
 
 def verify(arguments: argparse.Namespace) -> Output:
@@ -194,10 +189,10 @@ def check(arguments: argparse.Namespace) -> Output:
 
     if arguments.random < 0:
         raise ValueError(f"--random: {arguments.random}; it must be a number of layers")
-    options = {name: getattr(arguments, name) for name in ("kinds", "dtype", "case", "dialect", "random")}
+    names = ("target", "command", "kinds", "dtype", "case", "dialect", "random", "seed")
+    checks.seed(arguments.seed)
     with Progress() as progress:
-        seed = checks.seed(arguments.seed)
-        report = check_target(arguments.target, command=arguments.program, seed=seed, progress=progress, **options)
+        report = check_target(**{name: getattr(arguments, name) for name in names}, progress=progress)
     return report.lines(), report.to_json(), report.passed
 
 

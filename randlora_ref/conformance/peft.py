@@ -104,7 +104,7 @@ def peft_bases(
 ) -> tuple[Array, Array]:
     """PEFT's own A (r, d_max) and B (n_max, D_max, r) for layers of ``shapes`` (out, in), from its seed, in float32.
 
-    ``draw_dtype`` "float16" makes PEFT believe that the hardware has no bfloat16.
+    ``draw_dtype``: PEFT is made to believe that the hardware has bfloat16, or for "float16" that it has none.
     """
     if kind not in ("dense", "sparse", "very_sparse"):
         raise ValueError(f"kind: {kind!r}; PEFT's must be 'dense', 'sparse' or 'very_sparse'")
@@ -130,9 +130,7 @@ def peft_model(
         module.add_module(f"lin{i}", Conv1D(out_features, in_features) if conv1d else empty)
     names = [f"lin{i}" for i in range(len(shapes))]
     settings = RandLoraConfig(r=rank, randlora_alpha=alpha, target_modules=names, fan_in_fan_out=conv1d, **config)
-    if draw_dtype == "bfloat16":
-        return get_peft_model(module, settings)
-    with mock.patch("peft.tuners.randlora.model.is_bf16_available", return_value=False):
+    with mock.patch("peft.tuners.randlora.model.is_bf16_available", return_value=draw_dtype == "bfloat16"):
         return get_peft_model(module, settings)
 
 
@@ -167,16 +165,17 @@ def _fill(layer: Any, case: Case) -> None:
     """Put the case's arrays into PEFT's layer, in PEFT's layouts."""
     import torch
 
+    def of(x: Array) -> Any:
+        return _tensor(x, case.dtype)
+
     base = layer.get_base_layer()
-    bias = np.zeros(case.weight.shape[0]) if case.bias is None else case.bias
     with torch.no_grad():
-        base.weight.copy_(_tensor(case.weight.T if case.fan_in_fan_out else case.weight, case.dtype))
+        base.weight.copy_(of(case.weight.T if case.fan_in_fan_out else case.weight))
         if base.bias is not None:
-            base.bias.copy_(_tensor(bias, case.dtype))
-        layer.randlora_lambda[NAME].copy_(_tensor(case.lambda_.T, case.dtype))
-        layer.randlora_gamma[NAME].copy_(_tensor(case.gamma, case.dtype))
-    layer.randlora_A[NAME] = _tensor(case.A[:, None, :], case.dtype)
-    layer.randlora_B[NAME] = _tensor(case.B.transpose(1, 0, 2), case.dtype)
+            base.bias.copy_(of(np.zeros(len(case.weight)) if case.bias is None else case.bias))
+        layer.randlora_lambda[NAME].copy_(of(case.lambda_.T))
+        layer.randlora_gamma[NAME].copy_(of(case.gamma))
+    layer.randlora_A[NAME], layer.randlora_B[NAME] = of(case.A[:, None, :]), of(case.B.transpose(1, 0, 2))
 
 
 def _tensor(x: Array, dtype: str) -> Any:

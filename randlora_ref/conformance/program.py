@@ -12,18 +12,17 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping
-from contextlib import suppress
-from typing import Any, Self
+from contextlib import AbstractContextManager, suppress
+from typing import Any
 
 from .cases import Case
-from .results import results_from_json
-from .vectors import MOST_BYTES, VERSION, case_to_json, parse
+from .vectors import MOST_BYTES, TOLD, VERSION, case_to_json, parse, results_from_json
 
 SECONDS, TOTAL_SECONDS, LIVES = 10.0, 300.0, 3  # for one case, for all, and how often it is started
 CHUNK = 1 << 16
 
 
-class Program:
+class Program(AbstractContextManager["Program"]):
     """A program under test: called with a case, it asks the program. As a context it ends the program. POSIX alone."""
 
     def __init__(self, command: str, seconds: float = SECONDS, total_seconds: float = TOTAL_SECONDS) -> None:
@@ -33,9 +32,6 @@ class Program:
         if not self.words:
             raise ValueError(f"command: {command!r}; it must name a program")
         self._start()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._stop()
@@ -96,6 +92,6 @@ class Program:
         except TimeoutError:
             text = f"no answer in {seconds:.1f} s"
         except ValueError as error:
-            text = f"bad answer: {str(error)[:120]}"
+            text = f"bad answer: {str(error)[:TOLD]}"
         self._stop()  # what it would still say belongs to this case
         return dict.fromkeys(case.wanted, text)

@@ -15,8 +15,7 @@ from .peft import RANDOM_LAYERS, check_peft, installed, run_peft
 from .program import Program
 from .random_search import search
 from .report import Implementation, Report, check, choose
-from .results import results_file
-from .vectors import stored_cases
+from .vectors import results_file, stored_cases
 
 
 def find_case(id_: str) -> Case:

@@ -27,7 +27,7 @@ from randlora_ref.conformance import (
     stored_cases,
 )
 from randlora_ref.conformance.program import Program
-from randlora_ref.conformance.results import results_file
+from randlora_ref.conformance.vectors import results_file
 from randlora_ref.conformance.ways import load_function
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
