@@ -80,6 +80,11 @@ class Case:
         return WANTED[self.kind][:3] if self.merged else WANTED[self.kind]
 
     @property
+    def given(self) -> dict[str, Any]:
+        """The arrays that there are by name, a block's by role."""
+        return {name: x for name in ARRAYS if (x := getattr(self, name)) is not None}
+
+    @property
     def factors(self) -> dict[str, tuple[Array, Array, Array, Array]]:
         """A block's (A, B, Λ, Γ) by role, of the roles that are adapted."""
         return {role: (A, self.B[role], self.lambda_[role], self.gamma[role]) for role, A in self.A.items()}
@@ -92,8 +97,8 @@ class Case:
     @property
     def size(self) -> int:
         """How many numbers go in: failures are reported smallest first."""
-        sizes = [0]
-        self.with_arrays(lambda x: sizes.append(np.size(x)))
+        values = (x.values() if isinstance(x, Mapping) else [x] for x in self.given.values())
+        sizes = [np.size(x) for some in values for x in some]
         return sum(sizes) or self.rank * sum(sum(shape) for shape in (self.shape, *self.shapes))
 
     def cast(self, dtype: str) -> Self:
@@ -104,8 +109,7 @@ class Case:
 
     def with_arrays(self, convert: Callable[[Array], Array]) -> Self:
         """The case with ``convert`` applied to each array that it has."""
-        given = {name: getattr(self, name) for name in ARRAYS}
-        return replace(self, **{name: each(convert, x) for name, x in given.items() if x is not None})
+        return replace(self, **{name: each(convert, x) for name, x in self.given.items()})
 
 
 def each(convert: Callable[[Any], Any], value: Any) -> Any:

@@ -4,7 +4,7 @@ PEFT 0.21.2 has A as (r, 1, d_max), B as (D_max, n_max, r), Λ as (r, n) and Γ 
 PyTorch, transformers and PEFT are imported when they are called for.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,19 +25,15 @@ CROSSED = LAYER[0]  # the hypothesis of crosswise pairing
 
 
 def check_peft(
-    dialect: str = "peft",
-    count: int = RANDOM_LAYERS,
-    seed: int = 0,
-    progress: Progress | None = None,
-    *,
-    kinds: Iterable[str] | None = None,
-    dtype: str | None = None,
+    dialect: str = "peft", count: int = RANDOM_LAYERS, seed: int = 0, progress: Progress | None = None, **options: Any
 ) -> Report:
     """The installed PEFT on ``count`` random layers in float32 and float64, read as ``dialect`` has them.
 
     Under dialect "peft" on the stored vectors as well; what it fails there for a known reason is listed in
     ``details["known"]``, and a known failure that passes is one in ``details["unexpected"]``, and fails the check.
+    ``options`` are ``check``'s kinds and dtype.
     """
+    kinds, dtype = options.get("kinds"), options.get("dtype")
     versions, native = installed(), get_dialect(dialect).name == "peft"
     others = ("paper", "bases"), ("paper", "start")
     cases = [random_case(index, seed, dialect) for index in range(count)]
@@ -46,18 +42,10 @@ def check_peft(
     target = "peft" if native else f"peft --dialect {dialect}"
     report = check(run_peft, cases=chosen, dtype=dtype, target=target, progress=progress)
     known = {case.id: reason for case in chosen if native and not dtype and (reason := known_of_peft(case))}
-    return without_known(report, known, versions)
-
-
-def without_known(report: Report, known: dict[str, str], versions: dict[str, str]) -> Report:
-    """The report less the failures that are known, by id with the reason."""
     failed = {failure.case.id for failure in report.failures}
     failures = tuple(failure for failure in report.failures if failure.case.id not in known)
-    details = {
-        "known": {id_: reason for id_, reason in known.items() if id_ in failed},
-        "unexpected": sorted(set(known) - failed),
-        "versions": versions,
-    }
+    details: dict[str, Any] = {"known": {id_: reason for id_, reason in known.items() if id_ in failed}}
+    details |= {"unexpected": sorted(known.keys() - failed), "versions": versions}
     return replace(report, failures=failures, diagnosis=report.diagnosis if failures else "", details=details)
 
 
@@ -138,50 +126,34 @@ def _run_layer(case: Case) -> dict[str, Any]:
     """Forward and backward of PEFT's layer with the case's arrays in the case's dtype."""
     import torch
 
+    def of(x: Array) -> Any:
+        return torch.tensor(np.array(x, dtype=np.float64), dtype=getattr(torch, case.dtype))
+
     (n, rank), shape = case.lambda_.shape, case.weight.shape
     if n != (terms := number_of_terms(shape, rank)):
         return dict.fromkeys(case.wanted, f"unsupported: PEFT has n = {terms} terms here, never {n}")
     alpha = case.scaling * rank if case.alpha is None else case.alpha
     model = peft_model([shape], rank, bias=case.bias is not None, conv1d=case.fan_in_fan_out, alpha=alpha)
     layer = model.to(getattr(torch, case.dtype)).base_model.model.lin0
-    _fill(layer, case)
+    lambda_, gamma, base = layer.randlora_lambda[NAME], layer.randlora_gamma[NAME], layer.get_base_layer()
+    with torch.no_grad():
+        base.weight.copy_(of(case.weight.T if case.fan_in_fan_out else case.weight))
+        if base.bias is not None:
+            base.bias.copy_(of(np.zeros(shape[0]) if case.bias is None else case.bias))
+        lambda_.copy_(of(case.lambda_.T))
+        gamma.copy_(of(case.gamma))
+    layer.randlora_A[NAME], layer.randlora_B[NAME] = of(case.A[:, None, :]), of(case.B.transpose(1, 0, 2))
     delta = _numpy(layer.get_delta_weight(NAME))
     if case.merged:
         layer.merge()
     if case.dropout_mask is not None:  # PEFT's own dropout, of p = 0, in training mode, times the mask
-        mask = _tensor(case.dropout_mask, case.dtype)
+        mask = of(case.dropout_mask)
         layer.train().randlora_dropout[NAME].register_forward_hook(lambda module, given, output: output * mask)
-    x = _tensor(case.x, case.dtype).requires_grad_()
+    x = of(case.x).requires_grad_()
     y = layer(x)
-    y.backward(_tensor(case.dy, case.dtype))
+    y.backward(of(case.dy))
     results = {"delta_weight": delta.T if case.fan_in_fan_out else delta, "y": _numpy(y), "dx": _numpy(x.grad)}
-    if not case.merged:
-        results["dlambda"] = _numpy(layer.randlora_lambda[NAME].grad).T
-        results["dgamma"] = _numpy(layer.randlora_gamma[NAME].grad)
-    return results
-
-
-def _fill(layer: Any, case: Case) -> None:
-    """Put the case's arrays into PEFT's layer, in PEFT's layouts."""
-    import torch
-
-    def of(x: Array) -> Any:
-        return _tensor(x, case.dtype)
-
-    base = layer.get_base_layer()
-    with torch.no_grad():
-        base.weight.copy_(of(case.weight.T if case.fan_in_fan_out else case.weight))
-        if base.bias is not None:
-            base.bias.copy_(of(np.zeros(len(case.weight)) if case.bias is None else case.bias))
-        layer.randlora_lambda[NAME].copy_(of(case.lambda_.T))
-        layer.randlora_gamma[NAME].copy_(of(case.gamma))
-    layer.randlora_A[NAME], layer.randlora_B[NAME] = of(case.A[:, None, :]), of(case.B.transpose(1, 0, 2))
-
-
-def _tensor(x: Array, dtype: str) -> Any:
-    import torch
-
-    return torch.tensor(np.asarray(x, dtype=np.float64).copy(), dtype=getattr(torch, dtype))
+    return results if case.merged else {**results, "dlambda": _numpy(lambda_.grad).T, "dgamma": _numpy(gamma.grad)}
 
 
 def _numpy(x: Any) -> Array:

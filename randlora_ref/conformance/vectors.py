@@ -96,7 +96,7 @@ def case_to_json(case: Case) -> dict[str, Any]:
     given = {name: getattr(case, name) for name in SCALARS[case.kind]}
     if case.block is not None:
         given["block"] = asdict(case.block) | {"biases": sorted(case.block.biases)}
-    given |= {name: each(lambda x: encode(x, dtype), x) for name in ARRAYS if (x := getattr(case, name)) is not None}
+    given |= {name: each(lambda x: encode(x, dtype), x) for name, x in case.given.items()}
     head = {name: getattr(case, name) for name in ("id", "kind", "tier", "clause", "notes", "exact_in")}
     return {**head, "wanted": case.wanted, "given": given}
 
@@ -183,7 +183,7 @@ def _fits(case: Case) -> bool:
     (out_features, in_features), lead = case.weight.shape, x.shape[:-1]
     sizes = {"x": (*lead, in_features), "dropout_mask": (*lead, in_features)}
     sizes |= {"dy": (*lead, out_features), "bias": (out_features,)}
-    given = {name: part.shape for name in sizes if (part := getattr(case, name)) is not None}
+    given = {name: part.shape for name, part in case.given.items() if name in sizes}
     fit = {"dy"} <= given.keys() and given.items() <= sizes.items() and not (case.merged and "dropout_mask" in given)
     return fit and _factors_fit(*factors, (out_features, in_features))
 

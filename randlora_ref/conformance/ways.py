@@ -22,9 +22,9 @@ def find_case(id_: str) -> Case:
     """A stored case by its id, or one of the random ones. ValueError for an id that is neither."""
     if match := re.fullmatch(r"random-(paper|peft)-(\d{1,20})-(\d{1,9})", id_):
         return random_case(int(match[3]), int(match[2]), match[1])
-    for case in stored_cases():
-        if case.id == id_:
-            return case
+    stored = {case.id: case for case in stored_cases()}
+    if id_ in stored:
+        return stored[id_]
     raise ValueError(f"case: {id_!r}; it must be an id of the vectors, or random-DIALECT-SEED-INDEX")
 
 
@@ -53,19 +53,15 @@ def check_target(
     options: dict[str, Any] = {"kinds": kinds, "dtype": dtype, "progress": progress}
     if target == "peft" and cases is None:
         return check_peft(dialect, random or RANDOM_LAYERS, seed, **options)
-    with contextlib.ExitStack() as stack:
-        if target is None:
-            implementation: Implementation = stack.enter_context(Program(command or ""))
-        else:
-            implementation = find_implementation(target)
-        name = target or f"--exec {shlex.quote(command or '')}"
+    name = target or f"--exec {shlex.quote(command or '')}"
+    with contextlib.nullcontext(implementation(target)) if target is not None else Program(command or "") as run:
         if random:
-            return search(implementation, random, seed, name, **options)
-        return check(implementation, cases=cases, target=name, **options)
+            return search(run, random, seed, name, **options)
+        return check(run, cases=cases, target=name, **options)
 
 
-def find_implementation(target: str) -> Implementation:
-    """The installed PEFT, a results file or a function, as an implementation under test."""
+def implementation(target: str) -> Implementation:
+    """The installed PEFT, a results file or a function, as it is under test."""
     if target == "peft":
         installed()
         return run_peft

@@ -87,8 +87,8 @@ def save_peft(adapter: PeftAdapter, folder: str | Path) -> None:
     from safetensors.numpy import save_file
 
     tensors = {
-        "base_model.randlora_A": arrays.to_numpy(adapter.bases.A)[:, None, :],
-        "base_model.randlora_B": arrays.to_numpy(adapter.bases.B).transpose(1, 0, 2),
+        f"{PREFIX}randlora_A": arrays.to_numpy(adapter.bases.A)[:, None, :],
+        f"{PREFIX}randlora_B": arrays.to_numpy(adapter.bases.B).transpose(1, 0, 2),
     }
     for name, lambda_ in adapter.lambda_.items():
         tensors[f"{PREFIX}model.{name}.randlora_lambda"] = arrays.to_numpy(lambda_).T
