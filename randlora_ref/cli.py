@@ -241,10 +241,10 @@ def stored_updates(source: str) -> dict[str, Any]:
         return {"update": load_factors(source)}
     from .interop.peft import load_peft
 
-    adapter = load_peft(source)
     try:
+        adapter = load_peft(source)
         return {name: adapter.layer(name).factors() for name in adapter.lambda_}
-    except TypeError as error:  # the precisions of the folder's arrays
+    except TypeError as error:  # the precisions that the folder's arrays are in
         raise ValueError(f"{source}: {error}") from None
 
 
@@ -257,8 +257,7 @@ def steps(arguments: argparse.Namespace, progress: Progress) -> tuple[dict[str, 
     with contextlib.suppress(ValueError):  # a word is a kind, and draw_bases knows which
         kind = float(kind)
     out_features, in_features = arguments.shape
-    drawn = {"rank": arguments.rank, "dialect": arguments.dialect, "seed": arguments.seed, "kind": kind}
-    layer = RandLoRA.start(out_features, in_features, **drawn)
+    layer = RandLoRA.start(out_features, in_features, arguments.rank, arguments.dialect, arguments.seed, kind=kind)
     starts = layer.dialect.start(layer.shape, layer.rank, layer.n)
     asked = (arguments.lambda_start, arguments.gamma_start)
     start = [own if value is None else value for value, own in zip(asked, starts, strict=True)]

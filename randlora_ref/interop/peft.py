@@ -63,6 +63,8 @@ def load_peft(folder: str | Path, shapes: Sequence[tuple[int, int]] | None = Non
     for key, tensor in tensors.items():
         module, _, what = key.rpartition(".randlora_")
         if what in learned:
+            if tensor.ndim != 2:
+                raise ValueError(f"{path}: {key} {tensor.shape}; it must be (r, n) for lambda, (n, d) for gamma")
             learned[what][module.removeprefix(PREFIX + "model.")] = tensor.T if what == "lambda" else tensor
     if not learned["lambda"] or learned["lambda"].keys() != learned["gamma"].keys():
         raise ValueError(f"{path}: {len(tensors)} tensors; each module needs randlora_lambda and randlora_gamma")
