@@ -33,15 +33,15 @@ def check_peft(
     ``details["known"]``, and a known failure that passes is one in ``details["unexpected"]``, and fails the check.
     ``options`` are ``check``'s kinds and dtype.
     """
-    kinds, dtype = options.get("kinds"), options.get("dtype")
     versions, native = installed(), get_dialect(dialect).name == "peft"
     others = ("paper", "bases"), ("paper", "start")
     cases = [random_case(index, seed, dialect) for index in range(count)]
     cases += [case for case in stored_cases() if native and (case.dialect, case.kind) not in others]
-    chosen = choose(kinds, cases, dtype)
+    chosen = choose(options.get("kinds"), cases, options.get("dtype"))
     target = "peft" if native else f"peft --dialect {dialect}"
-    report = check(run_peft, cases=chosen, dtype=dtype, target=target, progress=progress)
-    known = {case.id: reason for case in chosen if native and not dtype and (reason := known_of_peft(case))}
+    report = check(run_peft, cases=chosen, target=target, progress=progress, **options)
+    asked = chosen if native and not options.get("dtype") else ()
+    known = {case.id: reason for case in asked if (reason := known_of_peft(case))}
     failed = {failure.case.id for failure in report.failures}
     failures = tuple(failure for failure in report.failures if failure.case.id not in known)
     details: dict[str, Any] = {"known": {id_: reason for id_, reason in known.items() if id_ in failed}}
