@@ -19,7 +19,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from randlora_ref import RandLoRA, draw_bases
-from randlora_ref.interop.peft import peft_bases, peft_model
+from randlora_ref.conformance.peft import peft_bases, peft_model
 
 Array = Any
 ROWS = ((2048, 0.5), (128, 0.6), (1, 0.1))  # rows of a 768×768 layer, and the part of PEFT's time that is aimed at

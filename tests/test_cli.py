@@ -260,6 +260,48 @@ def test_check_of_what_is_not_there(capsys: Any, arguments: tuple[str, ...], mes
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("fault", [TypeError, KeyError, IndexError, AttributeError])
+def test_a_fault_of_the_package_is_no_bad_argument(capsys: Any, monkeypatch: Any, fault: type[Exception]) -> None:
+    """It shows as what it is, where it is."""
+    from randlora_ref import conformance
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise fault("of our own")
+
+    monkeypatch.setattr(conformance, "check_target", broken)
+    with pytest.raises(fault, match="of our own"):
+        cli.main(("check", "a:b"))
+
+
+def test_a_module_that_cannot_be_imported_is_one_line(capsys: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    """Whatever it raises."""
+    (tmp_path / "breaks.py").write_text("len(3)")
+    (tmp_path / "garbled.py").write_text("def (:")
+    monkeypatch.chdir(tmp_path)
+    for module, reason in (("breaks", "TypeError: object of type 'int'"), ("garbled", "SyntaxError: ")):
+        status, out, err = run(capsys, "check", f"{module}:f")
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert f"target: '{module}:f': {reason}" in err
+
+
+def test_an_adapter_whose_arrays_are_of_other_precisions_is_one_line(capsys: Any, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    from randlora_ref import Bases
+    from randlora_ref.interop import PeftAdapter, save_peft
+
+    config = {"peft_type": "RANDLORA", "r": 2, "randlora_alpha": 8, "projection_prng_key": 3}
+    lambda_, gamma = {"a": np.ones((2, 2), np.float16)}, {"a": np.ones((2, 4), np.float16)}
+    save_peft(PeftAdapter(Bases(np.ones((2, 4)), np.ones((2, 4, 2))), lambda_, gamma, config), tmp_path)
+    status, out, err = run(capsys, "rank", str(tmp_path))
+    assert (status, out) == (2, "")
+    assert err == f"randlora-ref rank: {tmp_path}: A: dtype float64; it must be float16 or narrower, as lambda_ is\n"
+
+
+def test_too_little_memory_is_one_line(capsys: Any) -> None:
+    status, out, err = run(capsys, "rank", "--shape", "100000000", "100000000", "--rank", "100000000")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+
+
 def test_vectors_are_written(capsys: Any, tmp_path: Path) -> None:
     """Manifest, schema and cases, under one megabyte in all."""
     status, out, _ = run(capsys, "vectors", str(tmp_path / "here"))

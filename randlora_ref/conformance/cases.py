@@ -1,11 +1,7 @@
-"""Cases of the conformance kit: what an implementation is given, and what the specification expects of it.
-
-Every expected value is ``spec``'s, or ``oracle``'s for bases; the fast code has no part in it.
-"""
+"""Cases of the conformance kit: what an implementation is given, and the names of what it is asked for."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -14,8 +10,6 @@ from .. import spec
 from ..arrays import UNIT_ROUNDOFF
 from ..bases import Kind, draw_bases
 from ..dialects import DIALECTS
-from ..verify.integers import fractions
-from . import oracle
 
 Array = Any
 CaseKind = Literal["layer", "bases", "start", "count", "rank", "block"]
@@ -29,34 +23,6 @@ WANTED = {
     "start": ("lambda_", "gamma", "delta_weight"),
     "count": ("num_parameters",),
     "rank": ("rank",),
-}
-# What to think when a case with this flag fails.
-NOTES = {
-    "crossed": "which column of B meets which row of A; a trained adapter read with the other pairing is noise",
-    "wide": "out < in takes the transpose of the sum, not a reshape of it",
-    "square": "a square layer takes the sum itself",
-    "ragged": "r does not divide d: n is the ceiling, the floor loses the full rank",
-    "rank one": "r = 1: both pairings agree",
-    "one term": "n = 1: both pairings agree",
-    "over-ranked": "r > d: one term",
-    "sliced": "the stored bases are larger; the rest is filled with a rogue value and must not be read",
-    "fan_in_fan_out": "who has such a mode holds the weight as (in, out); arguments and results stay (out, in)",
-    "merged": "y and dx through W0 + ΔW",
-    "leading axes": "x with none or several leading axes",
-    "empty batch": "no rows: every gradient of a learned value is zero",
-    "start": "Λ = 0: ΔW = 0 and the gradient of Γ is exactly zero",
-    "zero cotangent": "dy = 0: every gradient is zero",
-    "no bias": "a layer without bias",
-    "inflated": "layers of several shapes share bases of the largest sides; PEFT takes the maximum of (out, in) first",
-    "deficient": "the rank is smaller than d, for a reason that the factors show",
-    "dropout": "the mask is on the adapter's x alone, so on its part of dx and on G: not on x W0ᵀ, not on y",
-    "causal": "token t sees tokens 1 … t",
-    "padded": "a token that is masked is seen by none; it has an output and gradients, and sees a token itself",
-    "grouped keys": "g = H/K query heads after each other read one key head: i·g … i·g + g − 1 read head i",
-    "rotary": "coordinates i and i + h/2 of q and k turn by t·θ^(−2i/h), t from 0: halves, no neighbours",
-    "fused": "qkv has rows of q, then k, then v; one Λ and one Γ for all three",
-    "RMSNorm": "no mean is subtracted; eps stands inside the root",
-    "gated": "down(act(gate)∘up): the activation is on gate",
 }
 
 
@@ -114,15 +80,25 @@ class Case:
         return WANTED[self.kind][:3] if self.merged else WANTED[self.kind]
 
     @property
+    def given(self) -> dict[str, Any]:
+        """The arrays that there are by name, a block's by role."""
+        return {name: x for name in ARRAYS if (x := getattr(self, name)) is not None}
+
+    @property
     def factors(self) -> dict[str, tuple[Array, Array, Array, Array]]:
         """A block's (A, B, Λ, Γ) by role, of the roles that are adapted."""
         return {role: (A, self.B[role], self.lambda_[role], self.gamma[role]) for role, A in self.A.items()}
 
     @property
+    def parameters(self) -> dict[str, tuple[Array, Array | None]]:
+        """A block's (weight, bias or None) by role."""
+        return {role: (weight, self.bias.get(role)) for role, weight in self.weight.items()}
+
+    @property
     def size(self) -> int:
         """How many numbers go in: failures are reported smallest first."""
-        sizes = [0]
-        self.with_arrays(lambda x: sizes.append(np.size(x)))
+        values = (x.values() if isinstance(x, Mapping) else [x] for x in self.given.values())
+        sizes = [np.size(x) for some in values for x in some]
         return sum(sizes) or self.rank * sum(sum(shape) for shape in (self.shape, *self.shapes))
 
     def cast(self, dtype: str) -> Self:
@@ -133,8 +109,7 @@ class Case:
 
     def with_arrays(self, convert: Callable[[Array], Array]) -> Self:
         """The case with ``convert`` applied to each array that it has."""
-        given = {name: getattr(self, name) for name in ARRAYS}
-        return replace(self, **{name: each(convert, x) for name, x in given.items() if x is not None})
+        return replace(self, **{name: each(convert, x) for name, x in self.given.items()})
 
 
 def each(convert: Callable[[Any], Any], value: Any) -> Any:
@@ -151,63 +126,7 @@ def rounded(x: Array, dtype: str) -> Array:
     return nearest.view(np.float32).reshape(np.shape(x))
 
 
-def layer_outputs(case: Case, number: Any = np.float64) -> dict[str, Array]:
-    """``spec``'s ΔW, y and gradients for a layer case, in float64, or in exact rationals for ``number=Fraction``."""
-    c = case.with_arrays(fractions if number is Fraction else lambda x: np.asarray(x, dtype=number))
-    factors = (c.A, c.B, c.lambda_, c.gamma)
-    options = number(case.scaling), case.pairing
-    gradients = spec.backward(c.dy, c.x, c.weight, *factors, *options, c.dropout_mask)
-    return {
-        "delta_weight": spec.delta_weight(*factors, case.weight.shape, *options),
-        "y": spec.forward(c.x, c.weight, c.bias, *factors, *options, c.dropout_mask),
-        "dx": gradients.x,
-        "dlambda": gradients.lambda_,
-        "dgamma": gradients.gamma,
-    }
-
-
-def block_outputs(case: Case) -> dict[str, Array]:
-    """``spec``'s y and gradients for a block case, in the numbers of its arrays."""
-    updates = {role: spec.Update(*own, case.scaling, case.pairing) for role, own in case.factors.items()}
-    seen, theta = spec.visible(case.x.shape[1], case.causal, np.array(case.attention_mask)), case.rope_theta
-    tables = theta and spec.rotary_tables(case.x.shape[1], case.block.head_width, theta, dtype=case.x.dtype)
-    parameters = {role: (weight, case.bias.get(role)) for role, weight in case.weight.items()}
-    arguments = case.x, case.block, parameters, updates, seen, tables
-    y, _ = spec.block_forward(*arguments)
-    return block_results(y, *spec.block_backward(case.dy, *arguments), case)
-
-
-def block_results(y: Array, dx: Array, gradients: Mapping[str, Any], case: Case) -> dict[str, Array]:
-    """A block's results by name, of the gradients by role."""
-    learned = {"dlambda": "lambda_", "dgamma": "gamma"}
-    own = {f"{name}.{role}": getattr(gradients[role], of) for role in case.A for name, of in learned.items()}
-    return {"y": y, "dx": dx} | own
-
-
-def expected(case: Case) -> dict[str, Array]:
-    """What a right implementation answers, by name."""
-    if case.stored is not None:
-        return case.stored
-    if case.kind == "layer":
-        return layer_outputs(case)
-    if case.kind == "block":
-        return block_outputs(case.with_arrays(lambda x: np.asarray(x, dtype=np.float64)))
-    dialect = DIALECTS[case.dialect]
-    if case.kind == "bases":
-        A, B = oracle.bases(case.seed, case.shapes, case.rank, case.kind_of_basis, case.dialect)
-        return {"A": A, "B": B}
-    if case.kind == "start":
-        n = spec.number_of_terms(case.shape, case.rank, dialect.count_rule)
-        lambda_, gamma = dialect.start(case.shape, case.rank, n)
-        learned = {"lambda_": np.full((n, case.rank), lambda_), "gamma": np.full((n, min(case.shape)), gamma)}
-        return {**learned, "delta_weight": np.zeros(case.shape)}
-    if case.kind == "count":
-        counts = [spec.number_of_terms(s, case.rank, dialect.count_rule) * (case.rank + min(s)) for s in case.shapes]
-        return {"num_parameters": np.asarray(sum(counts))}
-    return {"rank": np.asarray(oracle.exact_rank(case))}
-
-
-def layer_case(
+def draw_layer(
     id_: str, shape: tuple[int, int], r: int, lead: tuple[int, ...], pad: tuple[int, ...],
     draw: Callable[[int, tuple[int, ...]], Array], **more: Any,
 ) -> Case:  # fmt: skip
@@ -239,7 +158,7 @@ def random_case(index: int, seed: int = 0, dialect: str = "peft") -> Case:
     r = int((rng.choice(divisors), rng.choice(others), d, d + more, 1)[index // 3 % 5])
     exact, dtype = bool(rng.integers(2)), ("float32", "float64")[int(rng.integers(2))]
     alpha = r * 2.0 ** int(rng.integers(-2, 4)) if exact else float(rng.choice([1, 2 * r, 20 * r, 640]))
-    case = layer_case(
+    case = draw_layer(
         f"random-{dialect}-{seed}-{index}", shape, r,
         lead=[(7,), (3, 2), (), (0,), (1,)][int(rng.choice(5, p=[0.6, 0.2, 0.1, 0.05, 0.05]))],
         pad=tuple(int(k) for k in rng.integers(0, 3, 3)),
@@ -260,7 +179,7 @@ def random_case(index: int, seed: int = 0, dialect: str = "peft") -> Case:
 
 
 def flags(case: Case) -> tuple[str, ...]:
-    """The keys of ``NOTES`` that hold for a layer case."""
+    """What is special about a layer case; the vectors' MANIFEST.json says of each what to think when it fails."""
     (n, r), (out_features, in_features) = case.lambda_.shape, case.weight.shape
     d = min(out_features, in_features)
     holds = {

@@ -3,7 +3,7 @@
     |actual − expected| <= 16·max(1, √(m/256))·u·G     for every entry
 
 G is the same formula on absolute values (the gauge), m the longest contraction, u the unit roundoff of the declared
-precision: Reference BLAS's rule, widened because naive sums of many equal signs exceed 16 from m ≈ 1000. A block is
+precision (``verify.gauge``). A block is
 no sum of products, and has no gauge. There, for every entry of a tensor of it,
 
     |actual − expected| <= u·max(2¹⁰·max|expected|, max|all that is expected of the case|)
@@ -13,15 +13,22 @@ forward pass with the complex step) come to 60·u at most in float64 and in floa
 """
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from .. import arrays
-from .cases import Case, expected, layer_outputs
+from ..verify import gauge
+from .answers import arguments, expected, named
+from .cases import Case
 
 Array = Any
+Absent = tuple[str, str, str]  # case, result, reason
+BLOCK_ROUNDINGS = 2**10  # of a tensor's largest entry, that a block may be off
+SHOWN = 160  # characters of a bad value
+MISSING = "missing, and no reason given"
 
 
 @dataclass(frozen=True)
@@ -49,25 +56,53 @@ class Mismatch:
         )
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one case: all results, what is wrong in them, in order, and what is absent."""
+
+    case: Case
+    results: Mapping[str, Any]
+    mismatches: tuple[Mismatch, ...]
+    absent: tuple[Absent, ...] = ()
+
+    @property
+    def wrong(self) -> tuple[str, ...]:
+        """The names of the wrong results."""
+        return tuple(mismatch.tensor for mismatch in self.mismatches)
+
+
+def judge(case: Case, results: Mapping[str, Any], dtype: str | None = None) -> Verdict:
+    """Each result that is wanted is right, wrong or absent."""
+    wrong, absent = [], []
+    right, limit = expected(case), limits(case, dtype)
+    for name in case.wanted:
+        value = results.get(name)
+        if value is None or (isinstance(value, str) and value.startswith("unsupported")):
+            reason = (value or "").removeprefix("unsupported").strip(": ")
+            absent.append((case.id, name, f"unsupported: {reason}" if reason else MISSING))
+        elif (mismatch := compare(name, value, right[name], limit[name])) is not None:
+            wrong.append(mismatch)
+    return Verdict(case, results, tuple(wrong), tuple(absent))
+
+
 def gauges(case: Case) -> dict[str, Array]:
     """G of each result of a layer case: ``spec`` on absolute values."""
-    return layer_outputs(replace(case.with_arrays(np.abs), scaling=abs(case.scaling)))
+    return named(gauge.layer_gauges(arguments(case)))
 
 
 def limits(case: Case, dtype: str | None = None) -> dict[str, Array]:
     """The largest error allowed in each entry of each result; zero wherever a result can be exact."""
     dtype = dtype or case.dtype
+    u = arrays.unit_roundoff(dtype)
     if case.kind == "start":  # constants, rounded once to float32 or better
         return {name: 2 * arrays.unit_roundoff("float32") * np.abs(value) for name, value in expected(case).items()}
     if case.kind == "block":
-        sizes, u = {name: np.max(np.abs(value)) for name, value in expected(case).items()}, arrays.unit_roundoff(dtype)
-        return {name: u * max(2**10 * size, *sizes.values()) for name, size in sizes.items()}
+        sizes = {name: np.max(np.abs(value)) for name, value in expected(case).items()}
+        return {name: u * max(BLOCK_ROUNDINGS * size, *sizes.values()) for name, size in sizes.items()}
     if case.kind != "layer" or (case.tier == "exact" and dtype in case.exact_in):
         return dict.fromkeys(case.wanted, 0.0)
-    rows = case.x.size // max(1, case.x.shape[-1])
-    m = max(case.lambda_.size, *case.weight.shape, rows)
-    factor = 16 * max(1.0, math.sqrt(m / 256)) * arrays.unit_roundoff(dtype)
-    return {name: factor * gauge for name, gauge in gauges(case).items()}
+    m = gauge.contraction(arguments(case))
+    return {name: gauge.limit(G, m, u) for name, G in gauges(case).items()}
 
 
 def as_numbers(value: Any) -> Array | None:
@@ -87,7 +122,7 @@ def compare(tensor: str, actual: Any, right: Array, limit: Array | float) -> Mis
     """None if ``actual`` is ``right`` within ``limit`` (0: equal), entry by entry, else what is wrong with it."""
     value = as_numbers(actual)
     if value is None:
-        text = f"{type(actual).__name__} {str(actual)[:160]!r}; it must be an array of numbers"
+        text = f"{type(actual).__name__} {str(actual)[:SHOWN]!r}; it must be an array of numbers"
         return Mismatch(tensor, "not numbers", text)
     right = np.asarray(right, dtype=np.float64)
     if value.shape != right.shape:

@@ -14,28 +14,17 @@ import numpy as np
 from .. import spec
 from ..arrays import unit_roundoff
 from ..dialects import DIALECTS, Dialect
-from . import oracle
-from .cases import BASIS_KINDS, Case, expected, layer_outputs
-from .compare import Mismatch, compare, limits
+from ..verify import gauge
+from . import answers, oracle
+from .answers import expected
+from .cases import BASIS_KINDS, Case
+from .compare import Verdict, compare, limits
 
 Array = Any
 Outputs = Mapping[str, Array]
 NONE = "no known deviation"
+PAIRED, SPARED = 3, 40  # smallest failures that pairs are tried on; smallest right cases that must stay right
 UNFIT = (ValueError, IndexError, ZeroDivisionError, TypeError)  # a hypothesis that does not apply to a case
-
-
-@dataclass(frozen=True)
-class Failing:
-    """A failing case, all results that came, ordered with what is wrong in them."""
-
-    case: Case
-    results: Mapping[str, Any]
-    mismatches: tuple[Mismatch, ...]
-
-    @property
-    def wrong(self) -> tuple[str, ...]:
-        """The names of the wrong results."""
-        return tuple(mismatch.tensor for mismatch in self.mismatches)
 
 
 @dataclass(frozen=True)
@@ -56,7 +45,7 @@ def _only(outputs: str, name: str, **change: Callable[[Case], Any]) -> Hypothesi
     """The named outputs as with other inputs, the rest right."""
 
     def after(c: Case, out: Outputs) -> Outputs:
-        changed = layer_outputs(_given(name, **change).before(c))
+        changed = answers.layer(_given(name, **change).before(c))
         return {**out, **{output: changed[output] for output in outputs.split()}}
 
     return Hypothesis(name, after=after)
@@ -253,29 +242,33 @@ def spoils(case: Case, chosen: Sequence[Hypothesis], names: Iterable[str], dtype
     return [compare(name, out[name], right[name], limit[name]) is not None for name in names]
 
 
-def fits(chosen: Sequence[Hypothesis], failing: Failing, dtype: str | None = None) -> bool:
+def fits(chosen: Sequence[Hypothesis], failing: Verdict, dtype: str | None = None) -> bool:
     """Whether the hypotheses together reproduce every wrong result of a failing case, and would themselves fail it."""
     spoilt = spoils(failing.case, chosen, failing.wrong, dtype)
     if not spoilt or not all(spoilt):
         return False
     out, loose = predict(failing.case, chosen), limits(replace(failing.case, tier="real"), dtype)
     u = unit_roundoff(dtype or failing.case.dtype) if failing.case.kind == "layer" else 0.0
-    slack = {name: loose[name] + 16 * u * np.max(np.abs(out[name]), initial=0.0) for name in failing.wrong}
-    return all(compare(name, failing.results[name], out[name], slack[name]) is None for name in failing.wrong)
+    largest = {name: np.max(np.abs(out[name]), initial=0.0) for name in failing.wrong}
+    return _agree(failing, out, {name: loose[name] + gauge.limit(size, 1, u) for name, size in largest.items()})
 
 
-def _within(failing: Failing, lower: str, dtype: str | None) -> bool:
+def _agree(failing: Verdict, values: Outputs, limit: Outputs) -> bool:
+    """Whether all wrong results are these values, within a limit."""
+    return all(compare(name, failing.results[name], values[name], limit[name]) is None for name in failing.wrong)
+
+
+def _within(failing: Verdict, lower: str, dtype: str | None) -> bool:
     """Whether rounding to a lower precision explains the errors; a wrong case that is exact in it refutes it."""
     case = failing.case
     exact = case.tier == "exact" and lower in case.exact_in
     known = case.kind == "layer" or (case.kind, lower) == ("block", "float32")
     if not known or exact or unit_roundoff(lower) <= unit_roundoff(dtype or case.dtype):
         return False
-    right, limit = expected(case), limits(replace(case, tier="real"), lower)
-    return all(compare(name, failing.results[name], right[name], limit[name]) is None for name in failing.wrong)
+    return _agree(failing, expected(case), limits(replace(case, tier="real"), lower))
 
 
-def diagnose(failing: Sequence[Failing], passing: Sequence[Case] = (), dtype: str | None = None) -> tuple[str, ...]:
+def diagnose(failing: Sequence[Verdict], passing: Sequence[Case] = (), dtype: str | None = None) -> tuple[str, ...]:
     """The deviations that reproduce all of ``failing``, cases of one kind; several are a tie; NONE if none does.
 
     One that would have spoiled results that came out right gives way to the others, and is named with what it fits.
@@ -286,7 +279,7 @@ def diagnose(failing: Sequence[Failing], passing: Sequence[Case] = (), dtype: st
     known = HYPOTHESES.get(failing[0].case.kind, ())
     single = [h for h in known if all(fits((h,), f, dtype) for f in failing)]
     right = [(f.case, set(f.case.wanted) - set(f.wrong)) for f in failing]
-    right += [(case, set(case.wanted)) for case in sorted(passing, key=lambda case: case.size)[:40]]
+    right += [(case, set(case.wanted)) for case in sorted(passing, key=lambda case: case.size)[:SPARED]]
     whole = [h.name for h in single if not any(any(spoils(case, (h,), names, dtype)) for case, names in right)]
     if single:
         names = ", ".join(sorted({name for f in failing for name in f.wrong}))
@@ -294,5 +287,5 @@ def diagnose(failing: Sequence[Failing], passing: Sequence[Case] = (), dtype: st
     for lower, name in (("float32", "float32"), ("float16", "TF32 or float16"), ("bfloat16", "bfloat16")):
         if all(_within(f, lower, dtype) for f in failing):
             return (f"computed in the precision of {name}",)
-    pairs = [pair for pair in combinations(known, 2) if all(fits(pair, f, dtype) for f in failing[:3])]
+    pairs = [pair for pair in combinations(known, 2) if all(fits(pair, f, dtype) for f in failing[:PAIRED])]
     return tuple(f"{a.name} and {b.name}" for a, b in pairs) or (NONE,)

@@ -8,17 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from .cases import KINDS, Case, expected
-from .compare import Mismatch, compare, limits
-from .diagnose import Failing, diagnose
+from ..rank.exact import Progress
+from .cases import KINDS, Case
+from .compare import MISSING, Absent, Mismatch, Verdict, judge
+from .diagnose import diagnose
 from .vectors import stored_cases
 
 Implementation = Callable[[Case], Mapping[str, Any]]
-Progress = Callable[[int, int], None]
-
-
-MISSING = "missing, and no reason given"
-Absent = tuple[str, str, str]  # case, result, reason
+SHOWN = 100  # characters of an exception's message
 
 
 @dataclass(frozen=True)
@@ -37,6 +34,11 @@ class Failure:
         rest = [*(mismatch.line() for mismatch in self.mismatches), *limit, f"looks like: {self.diagnosis}"]
         return [head, *(f"    {line}" for line in [*rest, f"again: {self.reproduce}"])]
 
+    def to_json(self) -> dict[str, Any]:
+        """The failure as JSON values."""
+        head = {"case": self.case.id, "clause": self.case.clause, "notes": self.case.notes, "diagnosis": self.diagnosis}
+        return {**head, "mismatches": [one.line() for one in self.mismatches], "reproduce": self.reproduce}
+
 
 @dataclass(frozen=True)
 class Report:
@@ -51,10 +53,15 @@ class Report:
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def passed(self) -> bool:
-        """No failure, nothing missing without a reason, and at least one case passed."""
+    def at_fault(self) -> bool:
+        """A failure, a result missing without a reason, or a pass where a failure is known: the list is out of date."""
         missing = any(reason == MISSING for _, _, reason in self.absent)
-        return not self.failures and not missing and self.passed_cases > 0
+        return bool(self.failures or missing or self.details.get("unexpected"))
+
+    @property
+    def passed(self) -> bool:
+        """Nothing at fault, and at least one case passed."""
+        return not self.at_fault and self.passed_cases > 0
 
     def lines(self, most: int = 3) -> list[str]:
         """The report in lines: the ``most`` smallest failures, what is absent by reason, the sum."""
@@ -78,12 +85,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
         plain = ("target", "passed", "passed_cases", "diagnosis", "absent", "seconds", "details")
-        failures = [
-            {"case": f.case.id, "clause": f.case.clause, "notes": f.case.notes, "diagnosis": f.diagnosis,
-             "mismatches": [mismatch.line() for mismatch in f.mismatches], "reproduce": f.reproduce}
-            for f in self.failures
-        ]  # fmt: skip
-        return {**{name: getattr(self, name) for name in plain}, "failures": failures}
+        return {**{name: getattr(self, name) for name in plain}, "failures": [one.to_json() for one in self.failures]}
 
 
 def name_of(implementation: Implementation) -> str:
@@ -92,30 +94,19 @@ def name_of(implementation: Implementation) -> str:
     return ":".join(names)
 
 
-def judge(case: Case, results: Mapping[str, Any], dtype: str | None = None) -> tuple[list[Mismatch], list[Absent]]:
-    """(what is wrong, what is absent) of one case's results."""
-    wrong, absent = [], []
-    right, limit = expected(case), limits(case, dtype)
-    for name in case.wanted:
-        value = results.get(name)
-        if value is None or (isinstance(value, str) and value.startswith("unsupported")):
-            reason = (value or "").removeprefix("unsupported").strip(": ")
-            absent.append((case.id, name, f"unsupported: {reason}" if reason else MISSING))
-        elif (mismatch := compare(name, value, right[name], limit[name])) is not None:
-            wrong.append(mismatch)
-    return wrong, absent
-
-
-def run_case(implementation: Implementation, case: Case) -> Mapping[str, Any]:
-    """The implementation's results of a case whose arrays are its own to change; an exception is a result too."""
+def run_case(implementation: Implementation, case: Case, dtype: str | None = None) -> Verdict:
+    """What comes of a case whose arrays are the implementation's own to change; an exception is a result too."""
     try:
         results = implementation(case.with_arrays(np.array))
-        return results if isinstance(results, Mapping) else dict.fromkeys(case.wanted, results)
+        if not isinstance(results, Mapping):
+            text = f"returned {type(results).__name__} {str(results)[:SHOWN]!r}, no results by name"
+            results = dict.fromkeys(case.wanted, text)
     except NotImplementedError as error:
-        return dict.fromkeys(case.wanted, f"unsupported: {error}")
+        results = dict.fromkeys(case.wanted, f"unsupported: {error}")
     except Exception as error:  # whatever an implementation under test raises is its failure, not ours
-        text = f"raised {type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
-        return dict.fromkeys(case.wanted, text)
+        text = f"raised {type(error).__name__}: {str(error).splitlines()[0][:SHOWN] if str(error) else ''}"
+        results = dict.fromkeys(case.wanted, text)
+    return judge(case, results, dtype)
 
 
 def check(
@@ -131,34 +122,20 @@ def check(
 
     ``kinds`` keeps some of "layer", "bases", "start", "count", "rank", "block". ``dtype`` declares a lower precision,
     such as "bfloat16": the cases are rounded to it first. Blocks are left out below float32, where no limit would part
-    right from wrong. Raises ValueError for an unknown kind or dtype, or if no case is left.
+    right from wrong. ``progress(case, part)`` is called as work goes on.
+    Raises ValueError for an unknown kind or dtype, or if no case is left.
     """
     begin, target = perf_counter(), target or name_of(implementation)
-    chosen = _chosen(kinds, cases, dtype)
-    failing: list[Failing] = []
-    absent: list[Absent] = []
-    passing: list[Case] = []
+    chosen, verdicts = choose(kinds, cases, dtype), []
     for done, case in enumerate(chosen, 1):
-        results = run_case(implementation, case)
-        wrong, missing = judge(case, results, dtype)
-        absent += missing
-        if wrong:
-            failing.append(Failing(case, results, tuple(wrong)))
-        elif not missing:
-            passing.append(case)
+        verdicts.append(run_case(implementation, case, dtype))
         if progress is not None:
-            progress(done, len(chosen))
-    failing.sort(key=lambda one: one.case.size)
-    kinds_failing = [kind for kind in KINDS if any(f.case.kind == kind for f in failing)]
-    texts = {kind: _diagnosis(kind, failing, passing, dtype) for kind in kinds_failing}
-    again = f"randlora-ref check {target} --case "
-    failures = tuple(Failure(f.case, f.mismatches, texts[f.case.kind], again + f.case.id) for f in failing)
-    diagnosis = "; ".join(text if len(texts) == 1 else f"{kind}: {text}" for kind, text in texts.items())
-    return Report(target, len(passing), failures, tuple(absent), diagnosis, perf_counter() - begin)
+            progress(f"case {done} of {len(chosen)}", done / len(chosen))
+    return report_of(verdicts, target, dtype, perf_counter() - begin)
 
 
-def _chosen(kinds: Iterable[str] | None, cases: Iterable[Case] | None, dtype: str | None) -> Sequence[Case]:
-    """The cases of these kinds, rounded to ``dtype`` if one is declared."""
+def choose(kinds: Iterable[str] | None, cases: Iterable[Case] | None, dtype: str | None) -> Sequence[Case]:
+    """The cases of these kinds (None: the stored vectors, all kinds), rounded to ``dtype`` if one is declared."""
     wanted = tuple(KINDS) if kinds is None else (kinds,) if isinstance(kinds, str) else tuple(kinds)
     for kind in wanted:
         if kind not in KINDS:
@@ -173,8 +150,21 @@ def _chosen(kinds: Iterable[str] | None, cases: Iterable[Case] | None, dtype: st
     return chosen
 
 
-def _diagnosis(kind: str, failing: Sequence[Failing], passing: Sequence[Case], dtype: str | None) -> str:
-    """What all failures of one kind look like."""
-    of_kind = [f for f in failing if f.case.kind == kind]
-    names = diagnose(of_kind, [case for case in passing if case.kind == kind], dtype)
-    return names[0] if len(names) == 1 else "any of these, no failure tells: " + "; ".join(names)
+def report_of(
+    verdicts: Sequence[Verdict], target: str, dtype: str | None, seconds: float, only: str | None = None
+) -> Report:
+    """The report of all verdicts; ``only`` are the arguments that repeat a failure (None: the case by its id)."""
+    failing = sorted((verdict for verdict in verdicts if verdict.wrong), key=lambda verdict: verdict.case.size)
+    passing = [verdict.case for verdict in verdicts if not (verdict.wrong or verdict.absent)]
+    texts, failures = {}, []
+    for kind in KINDS:
+        if of_kind := [verdict for verdict in failing if verdict.case.kind == kind]:
+            names = diagnose(of_kind, [case for case in passing if case.kind == kind], dtype)
+            texts[kind] = names[0] if len(names) == 1 else "any of these, no failure tells: " + "; ".join(names)
+    declared = f" --dtype {dtype}" if dtype else ""
+    for one in failing:
+        again = f"randlora-ref check {target} {only or f'--case {one.case.id}'}{declared}"
+        failures.append(Failure(one.case, one.mismatches, texts[one.case.kind], again))
+    absent = tuple(row for verdict in verdicts for row in verdict.absent)
+    diagnosis = "; ".join(text if len(texts) == 1 else f"{kind}: {text}" for kind, text in texts.items())
+    return Report(target, len(passing), tuple(failures), absent, diagnosis, seconds)

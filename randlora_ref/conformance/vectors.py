@@ -1,7 +1,8 @@
-"""The test vectors as files: cases and results as JSON, read with suspicion.
+"""The test vectors, and answers to them, as JSON, read with suspicion.
 
 An array is {"shape": […], "dtype": "int", "data": [integers]}, or with "float32" or "float64" and "data" a text of
-hexadecimal words, most significant byte first; in results, nested lists of numbers too. Nothing that is read is run.
+hexadecimal words, most significant byte first; in results, nested lists of numbers too. A results file is {"format":
+"randlora-results", "version": 1, "results": {case id: {name: array}}}. Nothing that is read is run.
 """
 
 import hashlib
@@ -15,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import nn
+from .. import checks, nn
+from ..spec import sides
 from .cases import ARRAYS, BASIS_KINDS, KINDS, Case, each
 
 Array = Any
@@ -24,6 +26,7 @@ STORED = Path(__file__).parent.parent / "vectors" / "v1"
 FILES = tuple(f"{name}.json" for name in ("layer-exact", "layer-real", *KINDS[1:], "layer-dropout"))
 MOST_BYTES = 1 << 24  # of one file or line
 MOST_ENTRIES = 1 << 20  # of one array
+SHOWN, TOLD = 60, 160  # characters of a bad value, of a reason
 WORDS = {"float32": ">f4", "float64": ">f8"}
 SCALARS = {
     "layer": ("pairing", "scaling", "alpha", "dtype", "fan_in_fan_out", "merged"),
@@ -39,10 +42,9 @@ def parse(text: bytes | str, where: str) -> Any:
     """JSON of at most ``MOST_BYTES``, every key once, no NaN, no infinity. Raises ValueError that names ``where``."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        if len(dict(pairs)) < len(pairs):
             raise ValueError("a key occurs twice")
-        return found
+        return dict(pairs)
 
     def constant(word: str) -> Any:
         raise ValueError(f"{word} is no JSON")
@@ -51,10 +53,9 @@ def parse(text: bytes | str, where: str) -> Any:
         raise ValueError(f"{where}: {len(text)} bytes; at most {MOST_BYTES} are read")
     try:
         return json.loads(text, object_pairs_hook=once, parse_constant=constant)
-    except RecursionError:
-        raise ValueError(f"{where}: nested too deeply; it must be the JSON of {FORMAT}") from None
-    except ValueError as error:
-        raise ValueError(f"{where}: {str(error)[:120]}; it must be the JSON of {FORMAT}") from None
+    except (RecursionError, ValueError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:TOLD]
+        raise ValueError(f"{where}: {reason}; it must be the JSON of {FORMAT}") from None
 
 
 def encode(x: Array, dtype: str = "int") -> dict[str, Any]:
@@ -68,19 +69,21 @@ def encode(x: Array, dtype: str = "int") -> dict[str, Any]:
 def decode(value: Any, where: str) -> Array:
     """An array from JSON, float64 or float32; ValueError for anything else."""
     if not isinstance(value, dict) or set(value) != {"shape", "dtype", "data"}:
-        raise ValueError(f"{where}: {str(value)[:60]!r}; it must be an object of shape, dtype and data")
+        raise ValueError(f"{where}: {str(value)[:SHOWN]!r}; it must be an object of shape, dtype and data")
     shape, dtype, data = value["shape"], value["dtype"], value["data"]
     if not isinstance(shape, list) or not all(type(k) is int and 0 <= k <= MOST_ENTRIES for k in shape):
-        raise ValueError(f"{where}: shape {str(shape)[:60]!r}; it must list sizes")
+        raise ValueError(f"{where}: shape {str(shape)[:SHOWN]!r}; it must list sizes")
     if dtype == "int" and isinstance(data, list) and all(type(k) is int and abs(k) < 2**53 for k in data):
         flat = np.array(data, dtype=np.float64)
     elif dtype in WORDS and isinstance(data, str):
         try:
             flat = np.frombuffer(bytes.fromhex(data), dtype=WORDS[dtype]).astype(dtype)
         except ValueError:
-            raise ValueError(f"{where}: data {data[:40]!r}; it must be hexadecimal words of {dtype}") from None
+            raise ValueError(f"{where}: data {data[:SHOWN]!r}; it must be hexadecimal words of {dtype}") from None
     else:
-        raise ValueError(f"{where}: dtype {str(dtype)[:20]!r}; it must be int, float32 or float64 with data to match")
+        raise ValueError(
+            f"{where}: dtype {str(dtype)[:SHOWN]!r}; it must be int, float32 or float64 with data to match"
+        )
     size = int(np.prod(shape, dtype=object)) if shape else 1
     if size != flat.size or not np.isfinite(flat).all():
         raise ValueError(f"{where}: {flat.size} entries; it must be {size}, all finite")
@@ -93,7 +96,7 @@ def case_to_json(case: Case) -> dict[str, Any]:
     given = {name: getattr(case, name) for name in SCALARS[case.kind]}
     if case.block is not None:
         given["block"] = asdict(case.block) | {"biases": sorted(case.block.biases)}
-    given |= {name: each(lambda x: encode(x, dtype), x) for name in ARRAYS if (x := getattr(case, name)) is not None}
+    given |= {name: each(lambda x: encode(x, dtype), x) for name, x in case.given.items()}
     head = {name: getattr(case, name) for name in ("id", "kind", "tier", "clause", "notes", "exact_in")}
     return {**head, "wanted": case.wanted, "given": given}
 
@@ -101,20 +104,21 @@ def case_to_json(case: Case) -> dict[str, Any]:
 def case_from_json(value: Any, where: str) -> Case:
     """A case, its expected results with it where they are there. ValueError in one line for anything else."""
     try:
-        case = _case(value, where)
-        _check_shapes(case)
+        case = _case(value)
+        if not _fits(case):
+            raise ValueError("the arrays' shapes; they must fit together")
     except (TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
-        text = f"{type(error).__name__} {str(error)[:60]!r}"
+        text = f"{type(error).__name__} {str(error)[:SHOWN]!r}"
         raise ValueError(f"{where}: {text}; it must be as schema.json has it") from None
     except ValueError as error:
-        raise ValueError(f"{where}: {' '.join(str(error).split())[:160]}") from None
+        raise ValueError(f"{where}: {' '.join(str(error).split())[:TOLD]}") from None
     return case
 
 
-def _case(value: Any, where: str) -> Case:
+def _case(value: Any) -> Case:
     head = {"id", "kind", "tier", "clause", "notes", "exact_in", "wanted", "given"}
     if not head <= set(value) <= head | {"expected", "intermediate", "gauge"} or value["tier"] not in ("exact", "real"):
-        raise ValueError(f"{str(value)[:60]!r}; it must be an object of {', '.join(sorted(head))}")
+        raise ValueError(f"{str(value)[:SHOWN]!r}; it must be an object of {', '.join(sorted(head))}")
     kind, given = value["kind"], value["given"]
     if not set(SCALARS[kind]) <= set(given) <= {*SCALARS[kind], *ARRAYS}:
         raise ValueError(f"given {sorted(given)}; it must hold {', '.join(SCALARS[kind])} and the arrays")
@@ -134,18 +138,17 @@ def _case(value: Any, where: str) -> Case:
 def _array(name: str, value: Any, dtype: str | None) -> Any:
     """An array in ``dtype`` (None: as it is stored), or arrays by role."""
     if isinstance(value, dict) and "shape" not in value:
-        return {role: _array(f"{name} {role[:20]}", x, dtype) for role, x in value.items()}
+        return {role: _array(f"{name} {role[:SHOWN]}", x, dtype) for role, x in value.items()}
     x = decode(value, name)
     return x if dtype is None else x.astype(dtype)
 
 
 def _scalar(name: str, value: Any) -> Any:
     """One value that is no array, checked as ``schema.json`` has it."""
-    if name in ("shape", "shapes"):
-        pairs = [value] if name == "shape" else value
-        if not pairs or any(len(pair) != 2 or any(type(k) is not int or k < 1 for k in pair) for pair in pairs):
-            raise ValueError(f"{name} {str(value)[:40]!r}; it must hold pairs (out, in) of positive integers")
-        return tuple(value) if name == "shape" else tuple(tuple(pair) for pair in pairs)
+    if name == "shape":
+        return checks.layer_shape(value)
+    if name == "shapes":
+        return tuple(checks.layer_shapes(value))
     number = type(value) in (int, float) and abs(value) < 2**64
     right = {
         "scaling": number,
@@ -162,60 +165,65 @@ def _scalar(name: str, value: Any) -> Any:
         "block": name != "block" or all(type(value[choice]) is bool for choice in ("centred", "fused", "gated")),
     }
     if not right[name]:
-        raise ValueError(f"{name} {str(value)[:40]!r}; it must be as schema.json has it")
+        raise ValueError(f"{name} {str(value)[:SHOWN]!r}; it must be as schema.json has it")
     if name == "block":
         return nn.BlockSpec(**{**value, "biases": frozenset(value["biases"])})
     return tuple(map(tuple, value)) if name == "attention_mask" else value
 
 
-def _check_shapes(case: Case) -> None:
-    """ValueError unless the arrays of a layer, rank or block case are there and fit together."""
-    factors, fit = (case.A, case.B, case.lambda_, case.gamma), True
+def _fits(case: Case) -> bool:
+    """Whether the arrays of a layer, rank or block case are there and fit together."""
+    factors, x = (case.A, case.B, case.lambda_, case.gamma), case.x
+    if case.kind == "rank":
+        return _factors_fit(*factors, case.shape)
     if case.kind == "block":
-        fit = _block_fits(case)
-    elif case.kind == "rank":
-        fit = _factors_fit(*factors, case.shape)
-    elif case.kind == "layer":
-        fit = _factors_fit(*factors, case.weight.shape) and case.x.shape[-1:] == case.weight.shape[1:]
-        fit = fit and case.dy.shape == (*case.x.shape[:-1], len(case.weight))
-        fit = fit and (case.bias is None or case.bias.shape == (len(case.weight),))
-        fit = fit and (case.dropout_mask is None or (case.dropout_mask.shape == case.x.shape and not case.merged))
-    if not fit:
-        raise ValueError("the arrays' shapes; they must fit together")
+        return _block_fits(case)
+    if case.kind != "layer":
+        return True
+    (out_features, in_features), lead = case.weight.shape, x.shape[:-1]
+    sizes = {"x": (*lead, in_features), "dropout_mask": (*lead, in_features)}
+    sizes |= {"dy": (*lead, out_features), "bias": (out_features,)}
+    given = {name: part.shape for name, part in case.given.items() if name in sizes}
+    fit = {"dy"} <= given.keys() and given.items() <= sizes.items() and not (case.merged and "dropout_mask" in given)
+    return fit and _factors_fit(*factors, (out_features, in_features))
 
 
 def _factors_fit(A: Array, B: Array, lambda_: Array, gamma: Array, shape: tuple[int, int]) -> bool:
     """Whether these are factors of a layer of ``shape`` (out, in)."""
-    (_, _), (n, r), d = shape, lambda_.shape, min(shape)
-    fit = gamma.shape == (n, d) and n * r > 0 and A.ndim == 2 and B.ndim == 3 and A.shape[0] == r == B.shape[2]
-    return bool(fit and A.shape[1] >= d and len(B) >= n and B.shape[1] >= max(shape))
+    (n, r), (D, d), (rank, d_max), (n_max, D_max, columns) = lambda_.shape, sides(shape), A.shape, B.shape
+    fit = gamma.shape == (n, d) and n * r > 0 and rank == r == columns
+    return bool(fit and d_max >= d and n_max >= n and D_max >= D)
 
 
 def _block_fits(case: Case) -> bool:
     """Whether a block's arrays are those that its sizes and choices ask for."""
     kind = case.block
     shapes = kind.shapes() | dict.fromkeys(("norm1", "norm2"), (kind.width,))
-    fit = {role: x.shape for role, x in case.weight.items()} == shapes and case.x.size > 0
-    fit = fit and {role: x.shape for role, x in case.bias.items()} == {role: shapes[role][:1] for role in kind.biases}
-    fit = fit and case.dy.shape == case.x.shape == (*np.shape(case.attention_mask), kind.width)
-    fit = fit and (case.rope_theta is None or kind.head_width % 2 == 0) and case.dropout_mask is None
-    fit = fit and case.B.keys() == case.lambda_.keys() == case.gamma.keys() == case.A.keys() <= kind.shapes().keys()
-    return fit and all(_factors_fit(*own, shapes[role]) for role, own in case.factors.items())
+    return (
+        {role: x.shape for role, x in case.weight.items()} == shapes
+        and {role: x.shape for role, x in case.bias.items()} == {role: shapes[role][:1] for role in kind.biases}
+        and case.dy.shape == case.x.shape == (*np.shape(case.attention_mask), kind.width)
+        and case.x.size > 0
+        and (case.rope_theta is None or kind.head_width % 2 == 0)
+        and case.dropout_mask is None
+        and case.B.keys() == case.lambda_.keys() == case.gamma.keys() == case.A.keys() <= kind.shapes().keys()
+        and all(_factors_fit(*own, shapes[role]) for role, own in case.factors.items())
+    )
 
 
 def results_from_json(answer: Any, case: Case) -> Mapping[str, Any]:
     """The results in a program's answer. ValueError for an answer that is none."""
     if not isinstance(answer, dict) or answer.get("id") != case.id:
-        raise ValueError(f"{str(answer)[:60]!r}; it must be an object with the case's id {case.id!r}")
+        raise ValueError(f"{str(answer)[:SHOWN]!r}; it must be an object with the case's id {case.id!r}")
     if isinstance(answer.get("unsupported"), str):
-        return dict.fromkeys(case.wanted, f"unsupported: {answer['unsupported'][:200]}")
+        return dict.fromkeys(case.wanted, f"unsupported: {answer['unsupported'][:TOLD]}")
     return named_results(answer.get("results"), case.id)
 
 
 def named_results(results: Any, where: str) -> Mapping[str, Any]:
     """Results by name from JSON: arrays as in the vectors, nested lists, or "unsupported: reason"."""
     if not isinstance(results, dict):
-        raise ValueError(f"{where}: results {str(results)[:40]!r}; it must be an object of arrays by name")
+        raise ValueError(f"{where}: results {str(results)[:SHOWN]!r}; it must be an object of arrays by name")
     return {name: decode(x, f"{where}: {name}") if isinstance(x, dict) else x for name, x in results.items()}
 
 
@@ -227,10 +235,10 @@ def results_file(path: str | Path) -> Callable[[Case], Mapping[str, Any]]:
         raise ValueError(f"{path}: it must be of format 'randlora-results', version {VERSION}")
     rows = content.get("results")
     if not isinstance(rows, dict):
-        raise ValueError(f"{path}: results {str(rows)[:40]!r}; it must be an object by case id")
+        raise ValueError(f"{path}: results {str(rows)[:SHOWN]!r}; it must be an object by case id")
     unknown = sorted(set(rows) - {case.id for case in stored_cases()})
     if unknown:
-        raise ValueError(f"{path}: case {unknown[0][:60]!r} of results; it must be an id of the vectors")
+        raise ValueError(f"{path}: case {unknown[0][:SHOWN]!r} of results; it must be an id of the vectors")
     return lambda case: named_results(rows[case.id], case.id) if case.id in rows else {}
 
 
@@ -263,12 +271,9 @@ def stored_cases(folder: Path = STORED) -> tuple[Case, ...]:
 
 def exact_digest(results: Iterable[tuple[str, Mapping[str, Array]]]) -> str:
     """One hash for the exact tier: SHA-256 of lines "id name entries…", the entries as integers, C order."""
-    lines = (
-        f"{id_} {name} {' '.join(str(int(v)) for v in np.asarray(x).flat)}\n"
-        for id_, out in results
-        for name, x in out.items()
-    )
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    rows = ((id_, name, np.asarray(x).flat) for id_, out in results for name, x in out.items())
+    text = "".join(f"{id_} {name} {' '.join(str(int(entry)) for entry in x)}\n" for id_, name, x in rows)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_vectors(folder: str | Path) -> list[Path]:

@@ -1,5 +1,5 @@
-"""The border to other software: PEFT's files, and the installed PEFT as an implementation under test."""
+"""The border to other software: PEFT's adapter folders."""
 
-from .peft import PeftAdapter, load_peft, peft_bases, run_peft, save_peft
+from .peft import PeftAdapter, load_peft, save_peft
 
-__all__ = ["PeftAdapter", "load_peft", "peft_bases", "run_peft", "save_peft"]
+__all__ = ["PeftAdapter", "load_peft", "save_peft"]

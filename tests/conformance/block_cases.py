@@ -11,8 +11,8 @@ import numpy as np
 from conformance.stream import Stream
 
 from randlora_ref import nn, spec
-from randlora_ref.conformance import oracle
-from randlora_ref.conformance.cases import Case, block_outputs
+from randlora_ref.conformance import answers, oracle
+from randlora_ref.conformance.cases import Case
 
 Array = Any
 MP = mpmath.MPContext()
@@ -95,4 +95,4 @@ def in_fifty_digits(case: Case) -> dict[str, Array]:
     numpy = SimpleNamespace(**{**vars(np), **functions})
     numbers = SimpleNamespace(sqrt=MP.sqrt, erfc=MP.erfc, pi=MP.pi)
     with mock.patch.object(spec.block, "np", numpy), mock.patch.object(spec.block, "math", numbers):
-        return block_outputs(wide)
+        return answers.block(wide)

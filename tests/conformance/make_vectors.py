@@ -23,11 +23,40 @@ from conformance.negative_cases import negative_cases
 from conformance.stream import Stream, to_float64
 
 from randlora_ref import spec
-from randlora_ref.conformance import oracle, vectors
-from randlora_ref.conformance.cases import NOTES, Case, expected, flags, layer_outputs
+from randlora_ref.conformance import answers, oracle, vectors
+from randlora_ref.conformance.answers import expected
+from randlora_ref.conformance.cases import Case, flags
 
 Array = Any
 DIGITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
+# What to think when a case with this flag fails.
+NOTES = {
+    "crossed": "which column of B meets which row of A; a trained adapter read with the other pairing is noise",
+    "wide": "out < in takes the transpose of the sum, not a reshape of it",
+    "square": "a square layer takes the sum itself",
+    "ragged": "r does not divide d: n is the ceiling, the floor loses the full rank",
+    "rank one": "r = 1: both pairings agree",
+    "one term": "n = 1: both pairings agree",
+    "over-ranked": "r > d: one term",
+    "sliced": "the stored bases are larger; the rest is filled with a rogue value and must not be read",
+    "fan_in_fan_out": "who has such a mode holds the weight as (in, out); arguments and results stay (out, in)",
+    "merged": "y and dx through W0 + ΔW",
+    "leading axes": "x with none or several leading axes",
+    "empty batch": "no rows: every gradient of a learned value is zero",
+    "start": "Λ = 0: ΔW = 0 and the gradient of Γ is exactly zero",
+    "zero cotangent": "dy = 0: every gradient is zero",
+    "no bias": "a layer without bias",
+    "inflated": "layers of several shapes share bases of the largest sides; PEFT takes the maximum of (out, in) first",
+    "deficient": "the rank is smaller than d, for a reason that the factors show",
+    "dropout": "the mask is on the adapter's x alone, so on its part of dx and on G: not on x W0ᵀ, not on y",
+    "causal": "token t sees tokens 1 … t",
+    "padded": "a token that is masked is seen by none; it has an output and gradients, and sees a token itself",
+    "grouped keys": "g = H/K query heads after each other read one key head: i·g … i·g + g − 1 read head i",
+    "rotary": "coordinates i and i + h/2 of q and k turn by t·θ^(−2i/h), t from 0: halves, no neighbours",
+    "fused": "qkv has rows of q, then k, then v; one Λ and one Γ for all three",
+    "RMSNorm": "no mean is subtracted; eps stands inside the root",
+    "gated": "down(act(gate)∘up): the activation is on gate",
+}
 ROGUE = 1009  # what fills the unread part of shared bases
 
 
@@ -76,7 +105,7 @@ def layer(
     case = replace(case, **changes)
     if tier == "exact":
         c = case.with_arrays(np.abs)
-        gauge = max(float(np.max(v, initial=0)) for v in layer_outputs(replace(c, scaling=abs(scaling))).values())
+        gauge = max(float(np.max(v, initial=0)) for v in answers.layer(replace(c, scaling=abs(scaling))).values())
         case = replace(case, exact_in=tuple(name for name, digits in DIGITS.items() if gauge <= 2**digits))
     return replace(case, notes=flags(case))
 
@@ -283,12 +312,12 @@ def full_json(case: Case) -> dict[str, Any]:
     """A case with its expected results, and what helps to find a fault."""
     out = {**vectors.case_to_json(case)}
     if case.kind == "layer":
-        results = layer_outputs(case, Fraction)
+        results = answers.layer(case, Fraction)
         dtype = "int" if case.tier == "exact" else "float64"
         out["expected"] = {name: vectors.encode(to_float64(results[name]), dtype) for name in case.wanted}
         if case.tier == "real":
             absolute = case.with_arrays(np.abs)
-            gauge = layer_outputs(replace(absolute, scaling=abs(case.scaling)), Fraction)
+            gauge = answers.layer(replace(absolute, scaling=abs(case.scaling)), Fraction)
             out["gauge"] = {name: vectors.encode(to_float64(gauge[name]), dtype) for name in case.wanted}
         else:
             n = len(case.lambda_)
@@ -324,7 +353,7 @@ def files() -> dict[str, str]:
     negatives = negative_cases(exact[0], real[0], full_json(exact[0]))
     texts["negative.json"] = as_text("cases", negatives)
     exact += [case for case in dropout if case.tier == "exact"]
-    summed = vectors.exact_digest((c.id, {k: v for k, v in layer_outputs(c).items() if k in c.wanted}) for c in exact)
+    summed = vectors.exact_digest((c.id, {k: v for k, v in answers.layer(c).items() if k in c.wanted}) for c in exact)
     manifest = {
         "format": vectors.FORMAT, "version": vectors.VERSION, "spec_version": spec.SPEC_VERSION, "license": "CC0-1.0",
         "exact_sha256": summed,

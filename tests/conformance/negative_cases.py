@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from conformance.stream import to_float64
 
-from randlora_ref.conformance import vectors
-from randlora_ref.conformance.cases import Case, layer_outputs
+from randlora_ref.conformance import answers, vectors
+from randlora_ref.conformance.cases import Case
 
 Array = Any
 
@@ -45,8 +45,8 @@ def negative_cases(exact: Case, real: Case, stored: dict[str, Any]) -> list[dict
         {"id": f"malformed-{name}", "fault": "malformed", "text": text} for name, text in malformed.items()
     ]
     out += [{"id": f"invalid-{name}", "fault": "invalid", "case": case} for name, case in invalid.items()]
-    right = {name: to_float64(x) for name, x in layer_outputs(exact, Fraction).items()}
-    close = {name: to_float64(x) for name, x in layer_outputs(real, Fraction).items()}
+    right = {name: to_float64(x) for name, x in answers.layer(exact, Fraction).items()}
+    close = {name: to_float64(x) for name, x in answers.layer(real, Fraction).items()}
 
     def spoiled(id_: str, of: Case, base: dict[str, Array], tensor: str, change: Any, fault: str = "mismatch") -> None:
         lists = {name: x.tolist() for name, x in base.items()}

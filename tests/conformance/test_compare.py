@@ -111,7 +111,16 @@ def test_an_exception_is_a_failure_in_one_line() -> None:
     assert not report.passed
     assert "raised RuntimeError: first" in "\n".join(report.lines())
     assert "second" not in "\n".join(report.lines())
-    assert not check(lambda case: None, cases=[layer()]).passed  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize("value", [12, np.array([[26.0]]), [1, 2], "12", None])
+def test_what_has_no_names_is_no_result(value: object) -> None:
+    """A right number, too, must come under its name: a bare one would be every result of the case."""
+    case = Case(id="count", kind="count", shapes=((3, 3),), rank=1)
+    assert expected(case) == {"num_parameters": 12}
+    report = check(lambda _: value, cases=[case])  # type: ignore[arg-type, return-value]
+    assert not report.passed
+    assert f"returned {type(value).__name__} " in report.failures[0].mismatches[0].line()
 
 
 def test_bad_arguments_are_named() -> None:

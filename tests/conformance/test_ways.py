@@ -26,7 +26,9 @@ from randlora_ref.conformance import (
     search,
     stored_cases,
 )
-from randlora_ref.conformance.ways import Program, load_function, results_file
+from randlora_ref.conformance.program import Program
+from randlora_ref.conformance.vectors import results_file
+from randlora_ref.conformance.ways import load_function
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -292,6 +294,27 @@ def test_three_lines_give_one_test_per_case(tmp_path: Path) -> None:
         test(next(case for case in cases if case.kind == "count"))
 
 
+def test_results_missing_without_a_reason_fail_and_are_not_skipped() -> None:
+    """One rule for ``check``, pytest and the search: unsupported is said, missing is a fault."""
+
+    def answer(what: Any) -> Any:
+        return lambda case: {**reference(case), "dgamma": what}
+
+    case = next(case for case in stored_cases() if case.kind == "layer")
+    pytest_cases(reference, "layer")(case)
+    with pytest.raises(pytest.fail.Exception, match="missing, and no reason given"):
+        pytest_cases(answer(None), ["layer"])(case)
+    with pytest.raises(pytest.skip.Exception, match="dgamma: unsupported: why"):
+        pytest_cases(answer("unsupported: why"), ["layer"])(case)
+    missing, said = search(answer(None), 20), search(answer("unsupported: why"), 20)
+    assert {row[1:] for row in missing.absent} == {("dgamma", "missing, and no reason given")}
+    assert {row[1:] for row in said.absent} == {("dgamma", "unsupported: why")}
+    assert missing.passed_cases > 0  # merged layers, of which no gradient is asked
+    assert said.passed_cases > 0
+    assert said.passed
+    assert not missing.passed
+
+
 def test_random_layers_have_masks_now_and_then() -> None:
     """p = 1/2 on integers, p = 1/10 on reals; a merged layer has none, and who ignores them is called so."""
     cases = [random_case(index) for index in range(120)]
@@ -335,3 +358,47 @@ def test_a_search_shrinks_to_a_smallest_failure() -> None:
     assert right.passed
     assert right.passed_cases >= 30
     assert not search(lambda case: {}, 5).passed
+
+
+def test_a_search_drops_nothing_that_it_is_told() -> None:
+    """The precision that is declared, the kinds and the progress; a case and random layers are no one question."""
+    seen: list[Case] = []
+    run, dtype = wrong.RIGHT["bfloat16"]
+
+    def sees(case: Case) -> Any:
+        seen.append(case)
+        return run(case)
+
+    shown: list[tuple[str, float]] = []
+    report = search(sees, 30, dtype=dtype, progress=lambda what, part: shown.append((what, part)))
+    assert report.passed, "\n".join(report.lines())
+    assert {case.dtype for case in seen} == {"bfloat16"}
+    assert len(shown) == len(seen)
+    assert shown[-1][1] == 1
+    failure = search(wrong.WRONG["crossed"], 100, dtype="float32").failures[0]
+    assert failure.reproduce.endswith("--random 100 --seed 0 --dtype float32")
+    with pytest.raises(ValueError, match="no case is left"):
+        search(reference, 5, kinds=["count"])
+    target = "randlora_ref.conformance:reference"
+    with pytest.raises(ValueError, match="no case is left"):
+        check_target(target, random=5, kinds=["count"])
+    with pytest.raises(ValueError, match=r"^case: 'exact-001-hand-3x2' with 5 random layers"):
+        check_target(target, random=5, case="exact-001-hand-3x2")
+
+
+def test_a_search_survives_what_answers_now_so_now_otherwise() -> None:
+    answers = iter([{}, {"y": "wrong"}] * 1000)
+    assert not search(lambda case: next(answers), 50).passed
+
+
+def test_a_known_failure_of_peft_that_passes_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list of what PEFT fails would be out of date: with a right implementation in PEFT's place, all of it is."""
+    from randlora_ref.conformance import peft
+
+    monkeypatch.setattr(peft, "run_peft", reference)
+    monkeypatch.setattr(peft, "installed", lambda: {"peft": "0"})
+    report = peft.check_peft(count=3)
+    assert len(report.details["unexpected"]) >= 20
+    assert not report.failures
+    assert not report.passed
+    assert report.lines()[-1].startswith("peft: FAILED")

@@ -22,7 +22,7 @@ def _frameworks() -> None:
 )
 @pytest.mark.parametrize("rank", [1, 5, 16])
 def test_bases_are_pefts_bit_for_bit(kind: str, draw_dtype: str, rank: int) -> None:
-    from randlora_ref.interop import peft_bases
+    from randlora_ref.conformance.peft import peft_bases
 
     for seed in SEEDS:
         for shapes in SHAPES:
@@ -33,13 +33,13 @@ def test_bases_are_pefts_bit_for_bit(kind: str, draw_dtype: str, rank: int) -> N
 
 
 def test_float16_draws_are_not_bfloat16_draws() -> None:
-    from randlora_ref.interop import peft_bases
+    from randlora_ref.conformance.peft import peft_bases
 
     assert not np.array_equal(peft_bases(0, [(8, 6)], 2)[0], peft_bases(0, [(8, 6)], 2, draw_dtype="float16")[0])
 
 
 def test_the_slow_bases_are_pefts_too() -> None:
-    from randlora_ref.interop import run_peft
+    from randlora_ref.conformance.peft import run_peft
 
     cases = [
         Case(

@@ -53,7 +53,7 @@ def test_random_cases_of_peft_cover_what_they_should() -> None:
 
 
 def test_start_and_count() -> None:
-    from randlora_ref.interop import run_peft
+    from randlora_ref.conformance.peft import run_peft
 
     shapes = ((6, 4), (4, 9), (5, 5), (3, 7), (8, 2))
     cases = [
@@ -67,7 +67,7 @@ def test_start_and_count() -> None:
 
 
 def test_a_layer_of_another_n_is_unsupported_with_a_reason() -> None:
-    from randlora_ref.interop import run_peft
+    from randlora_ref.conformance.peft import run_peft
 
     case = Case(
         id="short", kind="layer", x=np.ones((1, 4)), weight=np.ones((5, 4)), A=np.ones((2, 4)), B=np.ones((1, 5, 2)),
@@ -81,7 +81,7 @@ def test_peft_drops_as_the_masks_of_the_cases_say() -> None:
     import torch
 
     from randlora_ref import spec
-    from randlora_ref.interop.peft import peft_model
+    from randlora_ref.conformance.peft import peft_model
 
     for shape in ((6, 4), (4, 7)):
         model = peft_model([shape], 2, alpha=3, randlora_dropout=0.5).double()
@@ -119,7 +119,7 @@ def test_several_adapters_and_shapes_agree_but_for_the_known_fault() -> None:
     from peft import RandLoraConfig
 
     from randlora_ref import Bases, RandLoRA
-    from randlora_ref.interop.peft import peft_model
+    from randlora_ref.conformance.peft import peft_model
 
     shapes = [(20, 20), (7, 6), (6, 9)]
     model = peft_model(shapes, 3, alpha=6)
@@ -150,7 +150,7 @@ def test_several_adapters_and_shapes_agree_but_for_the_known_fault() -> None:
 
 
 def test_known_fault_a_basis_of_one_number_is_nan() -> None:
-    from randlora_ref.interop import peft_bases
+    from randlora_ref.conformance.peft import peft_bases
 
     with pytest.warns(UserWarning, match="degrees of freedom"):
         A, _ = peft_bases(0, [(8, 1)], 1)

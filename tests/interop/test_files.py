@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,12 @@ def test_bad_files_are_refused_by_name(
         load_peft(tmp_path)
     assert name in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["lambda_", "gamma"])
+def test_learned_values_that_are_no_matrix_are_refused_by_name(adapter: PeftAdapter, tmp_path: Path, name: str) -> None:
+    save_peft(replace(adapter, **{name: {**getattr(adapter, name), "a.q": np.ones(5, np.float32)}}), tmp_path)
+    with pytest.raises(
+        ValueError, match=rf"adapter_model\.safetensors: .*a\.q\.randlora_{name.strip('_')} \(5,\); it must"
+    ):
+        load_peft(tmp_path)

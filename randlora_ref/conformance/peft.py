@@ -1,0 +1,160 @@
+"""The installed PEFT under test, and what it is known to fail.
+
+PEFT 0.21.2 has A as (r, 1, d_max), B as (D_max, n_max, r), Λ as (r, n) and Γ as (n, d); its layouts end in this file.
+PyTorch, transformers and PEFT are imported when they are called for.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..dialects import get_dialect
+from ..rank.exact import Progress
+from ..spec import number_of_terms
+from .cases import Case, random_case
+from .diagnose import LAYER, spoils
+from .report import Report, check, choose
+from .vectors import stored_cases
+
+Array = Any
+NAME = "default"  # PEFT's name of a model's first adapter
+RANDOM_LAYERS = 240
+CROSSED = LAYER[0]  # the hypothesis of crosswise pairing
+
+
+def check_peft(
+    dialect: str = "peft", count: int = RANDOM_LAYERS, seed: int = 0, progress: Progress | None = None, **options: Any
+) -> Report:
+    """The installed PEFT on ``count`` random layers in float32 and float64, read as ``dialect`` has them.
+
+    Under dialect "peft" on the stored vectors as well; what it fails there for a known reason is listed in
+    ``details["known"]``, and a known failure that passes is one in ``details["unexpected"]``, and fails the check.
+    ``options`` are ``check``'s kinds and dtype.
+    """
+    versions, native = installed(), get_dialect(dialect).name == "peft"
+    others = ("paper", "bases"), ("paper", "start")
+    cases = [random_case(index, seed, dialect) for index in range(count)]
+    cases += [case for case in stored_cases() if native and (case.dialect, case.kind) not in others]
+    chosen = choose(options.get("kinds"), cases, options.get("dtype"))
+    target = "peft" if native else f"peft --dialect {dialect}"
+    report = check(run_peft, cases=chosen, target=target, progress=progress, **options)
+    asked = chosen if native and not options.get("dtype") else ()
+    known = {case.id: reason for case in asked if (reason := known_of_peft(case))}
+    failed = {failure.case.id for failure in report.failures}
+    failures = tuple(failure for failure in report.failures if failure.case.id not in known)
+    details: dict[str, Any] = {"known": {id_: reason for id_, reason in known.items() if id_ in failed}}
+    details |= {"unexpected": sorted(known.keys() - failed), "versions": versions}
+    return replace(report, failures=failures, diagnosis=report.diagnosis if failures else "", details=details)
+
+
+def known_of_peft(case: Case) -> str | None:
+    """Why PEFT must fail a stored case: it pairs crosswise, and here that shows."""
+    crossed = case.kind != "layer" or case.pairing == "crossed"
+    if crossed or len(case.lambda_) != number_of_terms(case.weight.shape, case.lambda_.shape[1]):
+        return None
+    shows = any(spoils(case, [CROSSED], case.wanted))
+    return "PEFT pairs columns and rows crosswise, the case is literal" if shows else None
+
+
+def installed() -> dict[str, str]:
+    """The versions of PyTorch, transformers and PEFT here. ModuleNotFoundError for one that is not installed."""
+    import peft
+    import torch
+    import transformers
+
+    return {one.__name__: one.__version__ for one in (torch, transformers, peft)}
+
+
+def run_peft(case: Case) -> dict[str, Any]:
+    """What the installed PEFT makes of a conformance case: NumPy arrays by name, or "unsupported: reason"."""
+    if case.kind == "layer":
+        return _run_layer(case)
+    if case.kind == "bases":
+        if case.dialect != "peft":
+            return dict.fromkeys("AB", "unsupported: PEFT draws its own bases alone")
+        A, B = peft_bases(case.seed, case.shapes, case.rank, case.kind_of_basis)
+        return {"A": A, "B": B}
+    if case.kind == "start":
+        layer = peft_model([case.shape], case.rank).base_model.model.lin0
+        delta = _numpy(layer.get_delta_weight(NAME))
+        lambda_, gamma = _numpy(layer.randlora_lambda[NAME]).T, _numpy(layer.randlora_gamma[NAME])
+        return {"lambda_": lambda_, "gamma": gamma, "delta_weight": delta}
+    if case.kind == "count":
+        model = peft_model(case.shapes, case.rank)
+        return {"num_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
+    return dict.fromkeys(case.wanted, f"unsupported: PEFT has no {case.kind} of its own")
+
+
+def peft_bases(
+    seed: int, shapes: Sequence[tuple[int, int]], rank: int, kind: Any = "dense", draw_dtype: str = "bfloat16"
+) -> tuple[Array, Array]:
+    """PEFT's own A (r, d_max) and B (n_max, D_max, r) for layers of ``shapes`` (out, in), from its seed, in float32.
+
+    ``draw_dtype``: PEFT is made to believe that the hardware has bfloat16, or for "float16" that it has none.
+    """
+    if kind not in ("dense", "sparse", "very_sparse"):
+        raise ValueError(f"kind: {kind!r}; PEFT's must be 'dense', 'sparse' or 'very_sparse'")
+    sparse = {"sparse": kind == "sparse", "very_sparse": kind == "very_sparse"}
+    model = peft_model(shapes, rank, draw_dtype=draw_dtype, projection_prng_key=seed, **sparse).base_model
+    return _numpy(model.randlora_A[NAME])[:, 0, :], _numpy(model.randlora_B[NAME]).transpose(1, 0, 2)
+
+
+def peft_model(
+    shapes: Sequence[tuple[int, int]], rank: int, *, alpha: Any = 640, bias: bool = True, conv1d: bool = False,
+    draw_dtype: str = "bfloat16", **config: Any,
+) -> Any:  # fmt: skip
+    """PEFT around a module with ``lin{i}``, a Linear (not filled) or Conv1D, for each (out, in) of ``shapes``."""
+    from unittest import mock
+
+    import torch
+    from peft import RandLoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    module = torch.nn.Module()
+    for i, (out_features, in_features) in enumerate(shapes):
+        empty = torch.nn.utils.skip_init(torch.nn.Linear, in_features, out_features, bias=bias)
+        module.add_module(f"lin{i}", Conv1D(out_features, in_features) if conv1d else empty)
+    names = [f"lin{i}" for i in range(len(shapes))]
+    settings = RandLoraConfig(r=rank, randlora_alpha=alpha, target_modules=names, fan_in_fan_out=conv1d, **config)
+    with mock.patch("peft.tuners.randlora.model.is_bf16_available", return_value=draw_dtype == "bfloat16"):
+        return get_peft_model(module, settings)
+
+
+def _run_layer(case: Case) -> dict[str, Any]:
+    """Forward and backward of PEFT's layer with the case's arrays in the case's dtype."""
+    import torch
+
+    def of(x: Array) -> Any:
+        return torch.tensor(np.array(x, dtype=np.float64), dtype=getattr(torch, case.dtype))
+
+    (n, rank), shape = case.lambda_.shape, case.weight.shape
+    if n != (terms := number_of_terms(shape, rank)):
+        return dict.fromkeys(case.wanted, f"unsupported: PEFT has n = {terms} terms here, never {n}")
+    alpha = case.scaling * rank if case.alpha is None else case.alpha
+    model = peft_model([shape], rank, bias=case.bias is not None, conv1d=case.fan_in_fan_out, alpha=alpha)
+    layer = model.to(getattr(torch, case.dtype)).base_model.model.lin0
+    lambda_, gamma, base = layer.randlora_lambda[NAME], layer.randlora_gamma[NAME], layer.get_base_layer()
+    with torch.no_grad():
+        base.weight.copy_(of(case.weight.T if case.fan_in_fan_out else case.weight))
+        if base.bias is not None:
+            base.bias.copy_(of(np.zeros(shape[0]) if case.bias is None else case.bias))
+        lambda_.copy_(of(case.lambda_.T))
+        gamma.copy_(of(case.gamma))
+    layer.randlora_A[NAME], layer.randlora_B[NAME] = of(case.A[:, None, :]), of(case.B.transpose(1, 0, 2))
+    delta = _numpy(layer.get_delta_weight(NAME))
+    if case.merged:
+        layer.merge()
+    if case.dropout_mask is not None:  # PEFT's own dropout, of p = 0, in training mode, times the mask
+        mask = of(case.dropout_mask)
+        layer.train().randlora_dropout[NAME].register_forward_hook(lambda module, given, output: output * mask)
+    x = of(case.x).requires_grad_()
+    y = layer(x)
+    y.backward(of(case.dy))
+    results = {"delta_weight": delta.T if case.fan_in_fan_out else delta, "y": _numpy(y), "dx": _numpy(x.grad)}
+    return results if case.merged else {**results, "dlambda": _numpy(lambda_.grad).T, "dgamma": _numpy(gamma.grad)}
+
+
+def _numpy(x: Any) -> Array:
+    return x.detach().float().numpy() if str(x.dtype) == "torch.bfloat16" else x.detach().numpy()

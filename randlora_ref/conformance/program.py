@@ -1,0 +1,97 @@
+"""A program under test, of any language: JSON lines over its standard input and output. POSIX alone.
+
+It reads one request a line, {"version": 1, "case": {…}}, and answers each with one line, {"id": …, "results":
+{name: array}} or {"id": …, "unsupported": "reason"}, until its input ends.
+"""
+
+import json
+import os
+import select
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
+from typing import Any
+
+from .cases import Case
+from .vectors import MOST_BYTES, TOLD, VERSION, case_to_json, parse, results_from_json
+
+SECONDS, TOTAL_SECONDS, LIVES = 10.0, 300.0, 3  # for one case, for all, and how often it is started
+CHUNK = 1 << 16
+
+
+class Program(AbstractContextManager["Program"]):
+    """A program under test: called with a case, it asks the program. As a context it ends the program. POSIX alone."""
+
+    def __init__(self, command: str, seconds: float = SECONDS, total_seconds: float = TOTAL_SECONDS) -> None:
+        self.words, self.seconds, self.lives = shlex.split(command), seconds, LIVES
+        self.until = time.monotonic() + total_seconds
+        self.process: subprocess.Popen[bytes] | None = None
+        if not self.words:
+            raise ValueError(f"command: {command!r}; it must name a program")
+        self._start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def _start(self) -> None:
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        try:
+            self.process = subprocess.Popen(self.words, bufsize=0, start_new_session=True, **pipes)
+        except OSError as error:
+            raise ValueError(f"command: {self.words[0]!r}: {error.strerror}; it must be a program") from None
+        self.lives -= 1
+
+    def _stop(self) -> None:
+        process, self.process = self.process, None
+        if process is None:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        with process:  # waits, and closes the pipes
+            pass
+
+    def _exchange(self, request: bytes, seconds: float) -> bytes:
+        """What the program writes up to the end of a line, of its output or of what is read at most."""
+        into, out = self.process.stdin.fileno(), self.process.stdout.fileno()  # type: ignore[union-attr]
+        os.set_blocking(into, False)
+        end, answer = time.monotonic() + seconds, bytearray()
+        while b"\n" not in answer[-CHUNK:] and len(answer) <= MOST_BYTES:
+            left = end - time.monotonic()
+            readable, writable, _ = select.select([out], [into] if request else [], [], max(0.0, left))
+            if left <= 0 or not (readable or writable):
+                raise TimeoutError
+            if writable:
+                try:
+                    request = request[os.write(into, request[:CHUNK]) :]
+                except OSError:
+                    request = b""  # it reads no more; what it has written is still judged
+            if readable:
+                chunk = os.read(out, CHUNK)
+                if not chunk:
+                    break
+                answer += chunk
+        return bytes(answer)
+
+    def __call__(self, case: Case) -> Mapping[str, Any]:
+        """The program's results of a case; what goes wrong with it is a text, and so a failure."""
+        if self.process is None:
+            if self.lives == 0:
+                return dict.fromkeys(case.wanted, f"not asked: the program failed {LIVES} times")
+            self._start()
+        request = json.dumps({"version": VERSION, "case": case_to_json(case)}) + "\n"
+        seconds = min(self.seconds, self.until - time.monotonic())
+        try:
+            answer = self._exchange(request.encode(), seconds)
+            if answer.find(b"\n") != len(answer) - 1 or not answer:
+                flood = f"a line of over {MOST_BYTES} bytes, more than one, or an unfinished one"
+                raise ValueError(flood if answer else "the program has ended")
+            return results_from_json(parse(answer, "answer"), case)
+        except TimeoutError:
+            text = f"no answer in {seconds:.1f} s"
+        except ValueError as error:
+            text = f"bad answer: {str(error)[:TOLD]}"
+        self._stop()  # what it would still say belongs to this case
+        return dict.fromkeys(case.wanted, text)

@@ -1,0 +1,80 @@
+"""A random search by hypothesis: small exact layers, shrunk to a smallest one that fails."""
+
+from contextlib import suppress
+from dataclasses import replace
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from ..rank.exact import Progress
+from ..spec import SPEC_VERSION
+from .cases import Case, draw_layer, with_mask
+from .compare import Verdict
+from .report import Implementation, Report, choose, name_of, report_of, run_case
+
+EXACT_IN = ("float64", "float32")  # what holds the results of these layers
+
+
+def search(
+    implementation: Implementation,
+    count: int = 200,
+    seed: int = 0,
+    target: str | None = None,
+    *,
+    kinds: Any = None,
+    dtype: str | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """``check`` on ``count`` random layers, and on the smallest that fails if one does; the report names ``seed``."""
+    import hypothesis
+    from hypothesis import strategies as st
+
+    begin, target = perf_counter(), target or name_of(implementation)
+    verdicts: list[Verdict] = []
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=count, database=None, deadline=None, phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
+        suppress_health_check=list(hypothesis.HealthCheck), report_multiple_bugs=False, print_blob=False,
+    )  # fmt: skip
+    @hypothesis.given(st.data())
+    def one(data: Any) -> None:
+        (case,) = choose(kinds, [_draw(data.draw, st, seed, dtype)], dtype)
+        verdicts.append(run_case(implementation, case, dtype))
+        if progress is not None:
+            progress(f"random layer {len(verdicts)}", min(1.0, len(verdicts) / count))
+        if verdicts[-1].wrong:
+            raise _FoundError
+
+    with suppress(_FoundError, hypothesis.errors.Flaky):  # Flaky: it answers a case now so, now otherwise
+        one()
+    first = next((index for index, verdict in enumerate(verdicts) if verdict.wrong), len(verdicts))
+    smallest = [verdict for verdict in verdicts if verdict.wrong][-1:]  # what is between them is its shrinking
+    only = f"--random {count} --seed {seed}"
+    report = report_of(verdicts[:first] + smallest, target, dtype, perf_counter() - begin, only)
+    return replace(report, details={"seed": seed, "count": count, "spec": SPEC_VERSION})
+
+
+class _FoundError(Exception):
+    """A failing case was found."""
+
+
+def _draw(draw: Any, st: Any, seed: int, dtype: str | None) -> Case:
+    """A small layer of integers; everything shrinks: sizes to 1, each array to zeros, then ones."""
+    out_features, in_features, r, entries = (draw(st.integers(1, most)) for most in (6, 6, 3, 6))
+
+    def array(most: int, size: tuple[int, ...]) -> Any:
+        fill = draw(st.integers(0, 9))
+        rng = np.random.default_rng([entries, fill, *size])
+        return (rng.integers(-most, most + 1, size) if fill > 1 else np.full(size, fill)).astype(np.float64)
+
+    scaling, form = float(draw(st.sampled_from([1, 2, 4]))), draw(st.sampled_from(["plain", "masked", "merged"]))
+    case = draw_layer(
+        f"search-{seed}", (out_features, in_features), r, draw(st.sampled_from([(1,), (2,), (), (0,), (2, 2)])),
+        (draw(st.integers(0, 2)), draw(st.integers(0, 2)), draw(st.integers(0, 2))), array,
+        pairing=draw(st.sampled_from(["literal", "crossed"])), scaling=scaling, alpha=scaling * r,
+        tier="exact" if dtype is None or dtype in EXACT_IN else "real", exact_in=EXACT_IN,
+        merged=form == "merged", fan_in_fan_out=draw(st.booleans()), **draw(st.sampled_from([{"bias": None}, {}])),
+    )  # fmt: skip
+    return with_mask(case, 2 * np.abs(array(1, case.x.shape))) if form == "masked" else case

@@ -1,0 +1,53 @@
+"""This package as an implementation under test: the fast layer and block, the bases as drawn, the certified rank."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from .. import nn
+from ..adapters.randlora import RandLoRA
+from ..bases import Bases, draw_bases
+from ..dialects import DIALECTS, get_dialect
+from ..rank import certify_rank
+from .answers import block_results
+from .cases import Case
+
+
+def reference(case: Case) -> Mapping[str, Any]:
+    """The package's own answer to a case."""
+    factors, dialect = (case.A, case.B, case.lambda_, case.gamma), get_dialect(case.dialect)
+    if case.kind == "layer":
+        layer = _layer(case, case.weight.shape, *factors)
+        y, cache = layer.forward(case.x, case.weight, case.bias, dropout_mask=case.dropout_mask)
+        dx, grads = layer.backward(case.dy, cache)
+        results = {"delta_weight": layer.delta_weight(), "y": y, "dx": dx}
+        return {**results, "dlambda": grads.lambda_, "dgamma": grads.gamma}
+    if case.kind == "block":
+        return _block(case)
+    if case.kind == "rank":
+        return {"rank": certify_rank(_layer(case, case.shape, *factors)).rank}
+    if case.kind == "bases":
+        bases = draw_bases(dialect, seed=case.seed, shapes=case.shapes, rank=case.rank, kind=case.kind_of_basis)
+        return {"A": bases.A, "B": bases.B}
+    if case.kind == "start":
+        layer = RandLoRA.start(*case.shape, rank=case.rank, dialect=dialect)
+        return {"lambda_": layer.lambda_, "gamma": layer.gamma, "delta_weight": layer.delta_weight()}
+    return {"num_parameters": sum(dialect.num_parameters(shape, case.rank) for shape in case.shapes)}
+
+
+def _layer(case: Case, shape: tuple[int, int], A: Any, B: Any, lambda_: Any, gamma: Any) -> RandLoRA:
+    return RandLoRA(
+        out_features=shape[0], in_features=shape[1], rank=lambda_.shape[1], bases=Bases(A, B), lambda_=lambda_,
+        gamma=gamma, scaling=case.scaling, dialect=replace(DIALECTS["paper"], pairing=case.pairing),
+    )  # fmt: skip
+
+
+def _block(case: Case) -> Mapping[str, Any]:
+    shapes, size = case.block.shapes(), case.x.shape[1]
+    adapters = {role: _layer(case, shapes[role], *own) for role, own in case.factors.items()}
+    mask = nn.additive_mask(case.x, size, causal=case.causal, mask=np.array(case.attention_mask))
+    tables: Any = case.rope_theta and nn.rotary_tables(case.x, size, case.block.head_width, case.rope_theta)
+    y, cache = nn.block(case.x, case.block, case.parameters, adapters, mask, tables)
+    return block_results(y, *nn.block_backward(case.dy, cache), case)
