@@ -18,13 +18,8 @@ from .cases import ARRAYS, Case
 
 Array = Any
 Results = dict[str, Array]
-LAYER = {
-    "delta_weight": "delta_weight",
-    "y": "y",
-    "dx": "x",
-    "dlambda": "lambda_",
-    "dgamma": "gamma",
-}  # as ``gauge`` has
+# A layer's results in the kit, and in ``gauge``.
+LAYER = {"delta_weight": "delta_weight", "y": "y", "dx": "x", "dlambda": "lambda_", "dgamma": "gamma"}
 
 
 def expected(case: Case) -> Results:
@@ -42,9 +37,9 @@ def expected(case: Case) -> Results:
         return {"A": A, "B": B}
     dialect, r = DIALECTS[case.dialect], case.rank
     if case.kind == "count":
-        counts = [spec.number_of_terms(shape, r, dialect.count_rule) * (r + min(shape)) for shape in case.shapes]
+        counts = [dialect.terms(shape, r) * (r + min(shape)) for shape in case.shapes]
         return {"num_parameters": np.asarray(sum(counts))}
-    n, d = spec.number_of_terms(case.shape, r, dialect.count_rule), min(case.shape)
+    n, d = dialect.terms(case.shape, r), min(case.shape)
     lambda_, gamma = dialect.start(case.shape, r, n)
     learned = {"lambda_": np.full((n, r), lambda_), "gamma": np.full((n, d), gamma)}
     return learned | {"delta_weight": np.zeros(case.shape)}

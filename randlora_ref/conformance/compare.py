@@ -3,8 +3,7 @@
     |actual − expected| <= 16·max(1, √(m/256))·u·G     for every entry
 
 G is the same formula on absolute values (the gauge), m the longest contraction, u the unit roundoff of the declared
-precision (``verify.gauge``). A block is
-no sum of products, and has no gauge. There, for every entry of a tensor of it,
+precision (``verify.gauge``). A block is no sum of products, and has no gauge. There, for every entry of a tensor of it,
 
     |actual − expected| <= u·max(2¹⁰·max|expected|, max|all that is expected of the case|)
 
