@@ -21,10 +21,10 @@ from .dialects import Dialect, get_dialect
 from .prng import WORDS_AT_A_TIME as WORDS_AT_A_TIME
 from .prng import philox_words
 from .spec import sides
-from .torch_bases import peft_bases
+from .torch_bases import draw
 
 Array = Any
-Kind = Literal["dense", "sparse", "very_sparse"] | float
+Kind = Literal["dense", "sparse", "very_sparse", "normal"] | float
 WORDS_AT_A_CALL = 1 << 22  # on other libraries, where a call starts kernels: 32 MiB for an array of words
 
 
@@ -53,42 +53,54 @@ class Bases:
         return Bases(self.A[:, :d], self.B[:n, :D, :])
 
 
-def largest_shape(shapes: Sequence[tuple[int, int]], dialect: Dialect) -> tuple[int, int]:
+def largest_shape(shapes: Sequence[tuple[int, int]], dialect: Dialect, context: int | None = None) -> tuple[int, int]:
     """(D_max, d_max) of the bases that layers of ``shapes`` (out, in) share, by the dialect's ``shared_sides``.
 
     PEFT takes the element-wise maximum of (out, in) first, so an up- and a down-projection together make d_max = D_max.
     """
-    if dialect.shared_sides == "sorted max(out), max(in)":
-        return sides((max(out for out, _ in shapes), max(in_ for _, in_ in shapes)))
-    return max(sides(shape)[0] for shape in shapes), max(sides(shape)[1] for shape in shapes)
+    if dialect.shared_sides == "4*context, context":
+        context = checks.integer("context", dialect.context if context is None else context)
+        return 4 * context, context
+    if dialect.shared_sides == "max(D), max(d)":
+        return max(sides(shape)[0] for shape in shapes), max(sides(shape)[1] for shape in shapes)
+    largest = max(out for out, _ in shapes), max(in_ for _, in_ in shapes)
+    ordered = {"sorted max(out), max(in)": sides(largest), "max(in), max(out)": largest[::-1]}
+    return ordered.get(dialect.shared_sides, largest)
 
 
 def draw_bases(
     dialect: str | Dialect = "paper",
     *,
     seed: int = 0,
-    shapes: Sequence[tuple[int, int]],
+    shapes: Sequence[tuple[int, int]] = (),
     rank: int,
     kind: Kind = "dense",
-    draw_dtype: Literal["bfloat16", "float16"] = "bfloat16",
+    draw_dtype: Literal["bfloat16", "float16", "float32"] | None = None,
     dtype: Literal["float32", "float64"] = "float32",
+    context: int | None = None,
     xp: Any = np,
     device: Any = None,
 ) -> Bases:
     """The shared bases of layers of ``shapes`` (out, in), A (r, d_max) and B (n_max, D_max, r), in ``dtype``.
 
-    ``kind`` is "dense", "sparse" (s = 6), "very_sparse" (s = √D_max; PEFT: 2√d_max) or, for ``paper``, any sparsity
-    s >= 2. ``draw_dtype`` is the type PEFT draws dense bases in; their values are held in ``dtype``. PEFT's generator
-    runs on the CPU, its bases are then moved to ``xp`` and ``device``.
+    Every dialect's, whether its layers run or not. ``kind`` is "dense", "sparse" (s = 6), "very_sparse" (s = √D_max;
+    PEFT and the official fork: 2√d_max), "normal" (vision; to 3e-7, torch's logarithm and cosine are its own) or, for
+    ``paper``, any sparsity s >= 2. ``draw_dtype`` is the type PEFT draws dense bases in, "bfloat16" unless it says
+    "float16"; values are held in ``dtype``. ``context``, the network's context length, stands for ``shapes`` in nlg.
+    Torch's generator runs on the CPU, its bases are then moved to ``xp`` and ``device``.
     B is laid out in memory as (D_max, n_max, r), so that [B_1 … B_n] of a layer is a view.
+
+    Raises ValueError for a kind that the dialect has not, or that no seed determines (nlg's and vision's sparse ones).
     """
-    dialect, seed = get_dialect(dialect), checks.seed(seed)
-    rank, shapes = checks.integer("rank", rank), checks.layer_shapes(shapes)
-    D, d = largest_shape(shapes, dialect)
-    n = max(dialect.terms(shape, rank) for shape in [(D, d), *shapes])
+    dialect, seed, rank = get_dialect(dialect, running=False), checks.seed(seed), checks.integer("rank", rank)
+    shapes = checks.layer_shapes(shapes) if shapes or dialect.counted_side == "d" else []
+    D, d = largest_shape(shapes, dialect, context)
+    n = max(dialect.terms(shape, rank, context=context) for shape in [(D, d), *shapes])
     checks.choice("dtype", dtype, ("float32", "float64"))
-    if dialect.generator == "torch":
-        drawn = peft_bases(seed, n, D, d, rank, kind, draw_dtype)
+    if dialect.generator != "philox":
+        if dialect.generator == "torch_terms_first" and dialect.max_terms:
+            n = dialect.max_terms  # drawn whatever the layers need; all enter the deviation
+        drawn = draw(dialect.generator, seed, n, D, d, rank, kind, draw_dtype)
         A, B = (arrays.from_numpy(xp, part.astype(dtype, copy=False), device) for part in drawn)
     else:
         A = tile(0, 0, d, seed=seed, rank=rank, kind=kind, D_max=D, dtype=dtype, xp=xp, device=device)

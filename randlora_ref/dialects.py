@@ -60,6 +60,7 @@ class Dialect:
     default_alpha: float | None = None  # None: not stated, or the scaling rule needs none
     default_seed: int | None
     max_terms: int | None = None  # None: no cap on n
+    context: int | None = None  # the network's context length, where that is the counted side
     shared_sides: SharedSides
     generator: Generator
     basis_rule: str
@@ -71,7 +72,7 @@ class Dialect:
     def __post_init__(self) -> None:
         for name, allowed in RULES.items():
             checks.choice(name, getattr(self, name), allowed)
-        for name, least in (("max_terms", 1), ("default_seed", 0)):
+        for name, least in (("max_terms", 1), ("context", 1), ("default_seed", 0)):
             if getattr(self, name) is not None:
                 checks.integer(name, getattr(self, name), least)
         if self.default_alpha is not None:
@@ -79,9 +80,9 @@ class Dialect:
         object.__setattr__(self, "runs", all(getattr(self, name) in values for name, values in RUNNING.items()))
 
     def terms(self, shape: tuple[int, int], rank: int, *, context: int | None = None) -> int:
-        """n, the number of terms of a layer of ``shape`` (out, in); ``context`` where that is the counted side."""
+        """n, the terms of a layer of ``shape`` (out, in), by ``context`` (None: the record's) where that counts."""
         if self.counted_side == "context":
-            shape = (checks.integer("context", context),) * 2
+            shape = (checks.integer("context", self.context if context is None else context),) * 2
         n = number_of_terms(shape, rank, self.count_rule)
         return n if self.max_terms is None else min(n, self.max_terms)
 
@@ -173,15 +174,15 @@ _ROWS = (
 DIALECTS: dict[str, Dialect] = {row.name: row for row in _ROWS}
 
 
-def get_dialect(dialect: str | Dialect) -> Dialect:
-    """The running dialect of that name, or the record itself.
+def get_dialect(dialect: str | Dialect, *, running: bool = True) -> Dialect:
+    """The dialect of that name, or the record itself.
 
-    Raises ValueError for an unknown name, and for a dialect that is documented but does not run.
+    Raises ValueError for an unknown name and, where a ``running`` one is asked for, for one that is documented alone.
     """
     if not isinstance(dialect, Dialect | str) or (isinstance(dialect, str) and dialect not in DIALECTS):
         raise ValueError(f"dialect: {dialect!r}; it must be one of {', '.join(DIALECTS)}, or a Dialect")
     row = DIALECTS[dialect] if isinstance(dialect, str) else dialect
-    if not row.runs:
+    if running and not row.runs:
         unknown = [f"{name}={value!r}" for name in RUNNING if (value := getattr(row, name)) not in RUNNING[name]]
         raise ValueError(
             f"dialect: {row.name!r} is documented, not run ({', '.join(unknown)}); it must be 'paper' or 'peft', with "

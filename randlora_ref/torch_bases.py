@@ -1,13 +1,20 @@
-"""A and B as torch's generator gives them to PEFT (0.21.2), bit for bit, without PyTorch.
+"""A and B as torch's CPU generator gives them to PEFT and to the authors' code, bit for bit, without PyTorch.
 
-MT19937 in order: A, then B_1 … B_n, each number u = (word mod 2²⁴)/2²⁴. A dense draw is Kaiming uniform with a = √5, in
-bfloat16 or float16, over the whole tensor's sample deviation, each step rounded to that type. A sparse draw compares u
-with two thresholds and divides by the float32 deviation.
+MT19937 in order, each number u = (word mod 2²⁴)/2²⁴. A is one tensor (r, d), B is drawn term by term, and each of the
+two goes over its sample deviation. What parts the generators stands in ``RULES``.
+
+    dense   Kaiming uniform with a = √5: u·2b − b, b = √3·(√(2/6)/√fan_in), each step rounded to the type drawn in
+    ternary −1 below 1/(2q), +1 above 1 − 1/(2q), compared in float32, with q = 3 or √d
+    normal  Kaiming normal: √2/√fan_in by Box and Muller; torch's logarithm and cosine are its own, so to 3e-7 only
+
+Sources: PEFT 0.21.2; github.com/PaulAlbert31/RandLoRA at 4ac565e (``peft/``, ``NLG/``, ``vision_language/``);
+github.com/PaulAlbert31/KRAdapter at ea88a71.
 """
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,44 +22,99 @@ from . import arrays, checks
 from .prng import WORDS_AT_A_TIME, mt19937, mt19937_words
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
+Draw = Callable[[np.random.MT19937, Floats], None]  # into a basis (rows, terms, columns)
 
 
-def peft_bases(seed: int, n: int, D: int, d: int, rank: int, kind: Any, draw_dtype: str) -> tuple[Floats, Floats]:
-    """A (r, d) and B (D, n, r), PEFT's order of the axes, in float32."""
-    checks.choice("draw_dtype", draw_dtype, ("bfloat16", "float16"))
-    if kind not in ("dense", "sparse", "very_sparse"):
-        raise ValueError(f"kind: {kind!r}; with PEFT's bases it must be 'dense', 'sparse' or 'very_sparse'")
-    generator, shapes = mt19937(seed), ((rank, 1, d), (D, n, rank))
-    if kind == "dense":
-        A, B = (_dense(generator, np.empty(shape, dtype=np.float32), draw_dtype) for shape in shapes)
-    else:
-        q = 3.0 if kind == "sparse" else math.sqrt(d)
-        A, B = (_ternary(generator, np.empty(shape, dtype=np.float32), q) for shape in shapes)
+class Rule(NamedTuple):
+    """How one generator draws: in which types and kinds, A or B first, and what fan_in is of A (r, d), B_j (D, r)."""
+
+    dtypes: tuple[str, ...]
+    kinds: tuple[str, ...]
+    B_first: bool = False
+    whole: bool = False  # fan_in is r·d for A and D·r for B_j, else d and r
+
+
+SPARSE = ("sparse", "very_sparse")
+RULES = {
+    "torch": Rule(("bfloat16", "float16"), ("dense", *SPARSE)),
+    "torch_float32": Rule(("float32",), ("dense", *SPARSE)),
+    "torch_terms_first": Rule(("float32",), ("dense", "normal"), B_first=True),
+    "torch_whole": Rule(("float32",), ("dense",), B_first=True, whole=True),
+}
+
+
+def draw(
+    generator: str, seed: int, n: int, D: int, d: int, rank: int, kind: Any, draw_dtype: str | None
+) -> tuple[Floats, Floats]:
+    """A (r, d) and B (D, n, r) in float32, as a ``Generator`` of ``dialects`` draws them.
+
+    Raises ValueError for a ``kind`` or a ``draw_dtype`` (None: the generator's first) that it has not.
+    """
+    rule = RULES[generator]
+    if kind not in rule.kinds:
+        unseeded = "; its code draws them from no seed" * (kind in SPARSE)
+        raise ValueError(f"kind: {kind!r}; of generator {generator!r} it must be one of {rule.kinds}{unseeded}")
+    dtype = rule.dtypes[0] if draw_dtype is None else draw_dtype
+    checks.choice("draw_dtype", dtype, rule.dtypes)
+    words = mt19937(seed)
+    A, B = np.empty((rank, 1, d), dtype=np.float32), np.empty((D, n, rank), dtype=np.float32)
+    order = [(A, rank * d if rule.whole else d), (B, D * rank if rule.whole else rank)]
+    for basis, fan_in in reversed(order) if rule.B_first else order:
+        fill: Draw = partial(_ternary, q=3.0 if kind == "sparse" else math.sqrt(min(D, d)))
+        if kind == "dense":
+            fill = partial(_dense, fan_in=fan_in, dtype=dtype)
+        elif kind == "normal":
+            fill = partial(_normal, fan_in=fan_in)
+        fill(words, basis)
+    A, B = (_normalised(basis, dtype if kind == "dense" else "float32") for basis in (A, B))
     return A[:, 0, :], B
 
 
-def _dense(generator: np.random.MT19937, basis: Floats, dtype: str) -> Floats:
-    """A (r, 1, d) or B (D, n, r), drawn into ``basis``: u·2b − b, b = √3·(√(2/6)/√fan_in), fan_in the last axis.
-
-    That is exact in float64; torch rounds it to float32 (a fused multiply-add), then to 16 bits, and turns what rounds
-    up to the excluded bound b into −b.
+def _dense(generator: np.random.MT19937, basis: Floats, *, fan_in: int, dtype: str) -> None:
+    """u·2b − b is exact in float64; torch rounds it to float32 (a fused multiply-add), then to ``dtype``, where what
+    rounds up to the excluded bound b becomes −b.
     """
-    bound = np.float32(math.sqrt(3.0) * (math.sqrt(2.0 / 6.0) / math.sqrt(basis.shape[2])))
+    bound = np.float32(math.sqrt(3.0) * (math.sqrt(2.0 / 6.0) / math.sqrt(fan_in)))
     excluded = _rounded(np.array([bound]), dtype)
     for block, words in _blocks(generator, basis):
         drawn = _rounded((words * (2.0**-23 * float(bound)) - float(bound)).astype(np.float32), dtype)
-        drawn[drawn == excluded] = -excluded
+        if dtype != "float32":
+            drawn[drawn == excluded] = -excluded
         block[...] = drawn
-    return _normalised(basis, dtype)
 
 
-def _ternary(generator: np.random.MT19937, basis: Floats, q: float) -> Floats:
-    """A (r, 1, d) or B (D, n, r), drawn into ``basis`` in memory order: −1 below 1/(2q), +1 above 1 − 1/(2q)."""
+def _ternary(generator: np.random.MT19937, basis: Floats, *, q: float) -> None:
+    """In memory order."""
     low, high = np.float32(1 / (2 * q)), np.float32(1 - 1 / (2 * q))
     for block, words in _blocks(generator, basis.reshape(len(basis), 1, -1)):
         u = words.astype(np.float32) * np.float32(2.0**-24)
         block[...] = (u > high).astype(np.int8) - (u < low)
-    return _normalised(basis, "float32")
+
+
+def _normal(generator: np.random.MT19937, basis: Floats, *, fan_in: int) -> None:
+    """√(2/fan_in)·√(−2 log(1 − u))·(cos, sin)(2πv), each term in runs of 16 numbers: 8 u, then 8 v.
+
+    Where 16 does not divide a term's size, its last 16 are drawn again.
+    """
+    size = basis[:, 0, :].size
+    if size < 16:
+        raise ValueError(
+            f"kind: 'normal' with D·r = {size}; it must be 16 or more, torch draws fewer in another way"
+        )
+    for term in range(basis.shape[1]):
+        words = mt19937_words(generator, size)
+        drawn = _box_muller(words[: size - size % 16])
+        if size % 16:
+            drawn = np.concatenate([drawn, words[-(size % 16) :]])
+            drawn[-16:] = _box_muller(mt19937_words(generator, 16))
+        basis[:, term, :] = drawn.reshape(basis[:, term, :].shape) * math.sqrt(2 / fan_in)
+
+
+def _box_muller(words: Any) -> Any:
+    """Standard normal numbers of words, 16 at a time, in float64."""
+    u, v = np.moveaxis((words & np.uint32(0xFFFFFF)).reshape(-1, 2, 8) * 2.0**-24, 1, 0)
+    radius, angle = np.sqrt(-2 * np.log1p(-u)), 2 * np.pi * v
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
 
 
 def _blocks(generator: np.random.MT19937, basis: Floats) -> Iterator[tuple[Floats, Any]]:

@@ -1,7 +1,10 @@
 """Bases: their definition entry by entry, slices and tiles, moments, PEFT's recorded draws, bad arguments."""
 
 import math
+import zlib
+from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -137,6 +140,47 @@ def test_bfloat16_rounds_to_nearest_even() -> None:
     assert torch_bases._rounded(x, "bfloat16").tolist() == [1.0, 1 + 2**-6, 1 + 2**-7, -1.0]
 
 
+AUTHORS = Path(__file__).with_name("authors")
+DRAWS = [
+    pytest.param(name, case, id=f"{name} {case}")
+    for name in ("official", "nlg", "vision", "kradapter")
+    for case in sorted({key.partition("/")[0] for key in np.load(AUTHORS / f"{name}_bases.npz").files})
+]
+
+
+@pytest.mark.parametrize(("name", "case"), DRAWS)
+def test_the_authors_own_bases(name: str, case: str) -> None:
+    """What their code drew, run with torch 2.13: A, the first terms, and all terms by a checksum; no bit differs.
+
+    Normal ones are to 1e-6 of the largest entry: torch's logarithm and cosine are its own.
+    """
+    with np.load(AUTHORS / f"{name}_bases.npz") as drawn:
+        own = {key.partition("/")[2]: drawn[key] for key in drawn.files if key.startswith(f"{case}/")}
+    kind = case.split("-")[1]
+    shapes = [(int(out), int(in_)) for out, in_ in own.get("shapes", ())]
+    context = int(own["context"]) if "context" in own else None
+    seed, rank = int(own["seed"]), int(own["rank"])
+    found = draw_bases(name, seed=seed, shapes=shapes, rank=rank, kind=kind, context=context)  # type: ignore[arg-type]
+    pairs = ((found.A, own["A"]), (found.B[: len(own["B"])], own["B"]))
+    assert len(found.B) == own["B_terms"]
+    if kind == "normal":
+        for ours, theirs in pairs:
+            assert ours.shape == theirs.shape
+            assert np.abs(ours - theirs).max() <= 1e-6 * np.abs(theirs).max()
+    else:
+        assert all(np.array_equal(ours, theirs) for ours, theirs in pairs)
+        assert zlib.crc32(np.ascontiguousarray(found.B, "<f4").tobytes()) == own["B_crc32"]
+
+
+def test_the_context_of_the_record() -> None:
+    """nlg's own, where the argument is left out."""
+    dialect = replace(DIALECTS["nlg"], context=12)
+    ours, given = draw_bases(dialect, seed=8, rank=4), draw_bases("nlg", seed=8, rank=4, context=12)
+    assert np.array_equal(ours.A, given.A)
+    assert np.array_equal(ours.B, given.B)
+    assert dialect.terms((5, 5), 4) == 4
+
+
 def test_shared_shapes() -> None:
     """LLaMA3-8B's q, k, v, up and down: PEFT's element-wise maximum against what would do."""
     shapes = [(4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336)]
@@ -155,7 +199,14 @@ def test_concatenated_bases_are_a_view() -> None:
     ("arguments", "message"),
     [
         ({"dialect": "lora"}, "dialect: 'lora'; it must be one of paper, peft"),
-        ({"dialect": "nlg"}, "dialect: 'nlg' is documented, not run"),
+        ({"dialect": "nlg"}, "context: None; it must be a positive integer"),
+        ({"dialect": "nlg", "context": 0}, "context: 0; it must be a positive integer"),
+        ({"dialect": "nlg", "context": 8, "kind": "sparse"}, "kind: 'sparse'; .*from no seed"),
+        ({"dialect": "vision", "kind": "very_sparse"}, "kind: 'very_sparse'; .*from no seed"),
+        ({"dialect": "vision", "kind": "normal"}, r"kind: 'normal' with D·r = 8; it must be 16 or more"),
+        ({"dialect": "official", "kind": "normal"}, "kind: 'normal'; of generator 'torch_float32' it must be one of"),
+        ({"kind": "normal"}, "kind: 'normal'; it must be 'dense', 'sparse'"),
+        ({"dialect": "official", "shapes": []}, r"shapes: \[\]"),
         ({"seed": -1}, "seed: -1; it must be an integer"),
         ({"seed": 0.5}, "seed: 0.5; it must be an integer"),
         ({"rank": 0}, "rank: 0; it must be a positive integer"),
@@ -166,7 +217,7 @@ def test_concatenated_bases_are_a_view() -> None:
         ({"kind": "thin"}, "kind: 'thin'; it must be 'dense'"),
         ({"kind": 1.5}, "kind: 1.5; it must be"),
         ({"kind": math.nan}, "kind: nan; it must be"),
-        ({"kind": 6, "dialect": "peft"}, "kind: 6; with PEFT's bases it must be"),
+        ({"kind": 6, "dialect": "peft"}, "kind: 6; of generator 'torch' it must be one of"),
         ({"draw_dtype": "float32", "dialect": "peft"}, "draw_dtype: 'float32'; it must be"),
         ({"dtype": "bfloat16"}, "dtype: 'bfloat16'; it must be"),
     ],
