@@ -38,9 +38,9 @@ class FullFineTuning(LinearAdapter, learned=("delta",)):
         """One product of one factor, (ΔW,)."""
         return ((self.delta,),)
 
-    def _pull_back_delta(self, xp: Any, G: Array) -> tuple[Array, ...]:
+    def _pull_back_delta(self, xp: Any, dy: Array, x: Array) -> tuple[Array, ...]:
         """∂L/∂delta = G."""
-        return (G,)
+        return (dy.T @ x,)
 
     def _arrays(self) -> Arrays:
         return {"delta": (self.delta, self.shape)}

@@ -32,7 +32,7 @@ def contraction_costs(
 ) -> dict[Order, float]:
     """Flops of forward and backward of one layer for ``rows`` inputs, in each order of contraction.
 
-    merged    ΔW is formed, y and ∂L/∂x go through W0 + ΔW, and the gradients through G
+    merged    ΔW is formed, y and ∂L/∂x go through W0 + ΔW, and 𝐁ᵀG is 𝐁ᵀ(dyᵀ x) or (dy 𝐁)ᵀ x, the cheaper
     thin      x and dy go through K, Λ and 𝐁; what PEFT does
     termwise  neither ΔW nor K is formed: ((x∘Γ_j)Aᵀ∘Λ_j)B_jᵀ for all j at once; for few rows
 
@@ -43,7 +43,7 @@ def contraction_costs(
     K, pullback = 2 * N * d, 5 * N * d
     again = 1 if keep_merged else 2  # times ΔW is formed
     beside = frozen if masked else 0  # with dropout, x and x∘m take two ways
-    through_G = frozen / 2 + form
+    through_G = min(frozen / 2 + form, through_B + through_K)
     return {
         "merged": frozen + beside + again * form + through_G + ELEMENTWISE * (again * (K + D * d) + pullback),
         "thin": frozen + 2 * through_B + 3 * through_K + ELEMENTWISE * (2 * K + pullback),

@@ -146,9 +146,15 @@ class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
         S = self._c(xp)[:, None] * self._K(xp)  # (n·r, d)   s·Λ_j[k]·A[k, :]∘Γ_j
         return self._B @ S if self.tall else S.T @ self._B.T  # (out, in)
 
-    def _pull_back_delta(self, xp: Any, G: Array) -> tuple[Array, Array]:
-        """∂L/∂Λ (n, r) and ∂L/∂Γ (n, d) from G = ∂L/∂ΔW (out, in), by P_j = (B_jᵀ G)∘A."""
-        s, dS = self.scaling, self._B.T @ (G if self.tall else G.T)  # (n·r, d)
+    def _pull_back_delta(self, xp: Any, dy: Array, x: Array) -> tuple[Array, Array]:
+        """∂L/∂Λ (n, r) and ∂L/∂Γ (n, d) from G = ∂L/∂ΔW = dyᵀ x, by P_j = (B_jᵀ G)∘A.
+
+        B_jᵀ(dyᵀ x) is taken as (dy B_j)ᵀ x where that is cheaper, for few rows.
+        """
+        left, right = (dy, x) if self.tall else (x, dy)  # (T, D), (T, d): leftᵀ right is G, or Gᵀ if out < in
+        s, (T, D), (N, d) = self.scaling, left.shape, (self.n * self.rank, self.d)
+        first = D * d * (T + N) <= T * N * (D + d)
+        dS = self._B.T @ (left.T @ right) if first else (left @ self._B).T @ right  # (n·r, d)
         P = self._terms(xp, dS) * self._A  # (n, r, d)
         d_lambda = s * (P @ self.gamma[:, :, None])[:, :, 0]  # (n, r)   s·P_j Γ_j
         d_gamma = ((s * self.lambda_)[:, None, :] @ P)[:, 0, :]  # (n, d)   s·Λ_jᵀ P_j

@@ -169,11 +169,12 @@ def faults() -> dict[str, tuple[str, Any, str, Any]]:
     pull_back, K, words = RandLoRA._pull_back_delta, RandLoRA._K, audit.prng.philox_words
     basis, pullback = spec.term_basis, spec.pullback
 
-    def unscaled(self: Any, xp: Any, G: Any) -> Any:
-        return tuple(gradient / self.scaling for gradient in pull_back(self, xp, G))
+    def unscaled(self: Any, xp: Any, dy: Any, x: Any) -> Any:
+        return tuple(gradient / self.scaling for gradient in pull_back(self, xp, dy, x))
 
-    def gamma_without_lambda(self: Any, xp: Any, G: Any) -> Any:
-        return pull_back(self, xp, G)[0], pull_back(self.replace(lambda_=0 * self.lambda_ + 1), xp, G)[1]
+    def gamma_without_lambda(self: Any, xp: Any, dy: Any, x: Any) -> Any:
+        ones = self.replace(lambda_=0 * self.lambda_ + 1)
+        return pull_back(self, xp, dy, x)[0], pull_back(ones, xp, dy, x)[1]
 
     def lambda_without_gamma(G: Any, A: Any, B: Any, lambda_: Any, gamma: Any, *rest: Any) -> Any:
         return pullback(G, A, B, lambda_, 0 * gamma + 1, *rest)[0], pullback(G, A, B, lambda_, gamma, *rest)[1]
