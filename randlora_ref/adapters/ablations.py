@@ -61,16 +61,10 @@ class RandLoRAa(LowRank, learned=("lambda_", "gamma")):
         out_features, in_features, rank = checks.sizes(out_features, in_features, rank)
         shape, make = (out_features, in_features), Maker(seed, **made)
         (D, d), n = sides(shape), number_of_terms(shape, rank)
-        return cls(
-            out_features=out_features,
-            in_features=in_features,
-            rank=rank,
-            A=arrays.swap_last(make.stack(n, d, rank, stream=1)),
-            B=make.stack(n, D, rank, stream=2),
-            lambda_=make.zeros(n, rank),
-            gamma=make.full(1 / d, n, d),
-            scale=scale,
-        )
+        size: dict[str, Any] = {"out_features": out_features, "in_features": in_features, "rank": rank}
+        A, B = arrays.swap_last(make.stack(n, d, rank, stream=1)), make.stack(n, D, rank, stream=2)
+        lambda_, gamma = make.zeros(n, rank), make.full(1 / d, n, d)
+        return cls(**size, A=A, B=B, lambda_=lambda_, gamma=gamma, scale=scale)
 
     @property
     def n(self) -> int:

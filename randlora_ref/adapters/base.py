@@ -270,25 +270,16 @@ class Made(TypedDict, total=False):
     device: Any
 
 
-@dataclass(frozen=True)
 class Maker:
     """Makes a start's arrays, constant or drawn from ``seed``: in ``dtype``, by the library ``xp``, on ``device``.
 
     A ValueError for a dtype that no learned value has, or a device that is not the library's.
     """
 
-    seed: int = 0
-    dtype: str = "float32"
-    xp: Any = np
-    device: Any = None
-
-    def __post_init__(self) -> None:
-        checks.choice("dtype", self.dtype, ("float16", "float32", "float64"))
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Keyword arguments of the library's own functions."""
-        return {"dtype": getattr(self.xp, self.dtype), **arrays.on(self.device, self.xp)}
+    def __init__(self, seed: int = 0, /, dtype: str = "float32", xp: Any = np, device: Any = None) -> None:
+        checks.choice("dtype", dtype, ("float16", "float32", "float64"))
+        self.seed, self.dtype, self.xp, self.device = seed, dtype, xp, device
+        self.options: dict[str, Any] = {"dtype": getattr(xp, dtype), **arrays.on(device, xp)}
 
     def zeros(self, *shape: int) -> Array:
         """Zeros of ``shape``."""
@@ -304,15 +295,12 @@ class Maker:
         The unit-variance entry of ``bases.tile`` (±√3) times bound/√3, in float64 for float64 and else in float32. More
         rows under the same seed begin with the same rows, on any device.
         """
-        result, wide = (
-            self.xp.empty((rows, columns), **self.options),
-            "float64" if self.dtype == "float64" else "float32",
-        )
-        where = {"seed": self.seed, "rank": columns, "dtype": wide, "xp": self.xp, "device": self.device}
+        result = self.xp.empty((rows, columns), **self.options)
+        wide: Any = {"dtype": "float64" if self.dtype == "float64" else "float32", "xp": self.xp, "device": self.device}
         step = max(1, WORDS_AT_A_TIME // columns)
         for first in range(0, rows, step):
             last = min(rows, first + step)
-            part = tile(stream, first, last, **where) * (bound / math.sqrt(3))
+            part = tile(stream, first, last, seed=self.seed, rank=columns, **wide) * (bound / math.sqrt(3))
             result[first:last, :] = arrays.astype(self.xp, part, result.dtype)
         return result
 

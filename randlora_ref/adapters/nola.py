@@ -49,18 +49,11 @@ class NoLA(LowRankByAlpha, learned=("c0", "c1")):
         k, make = checks.integer("num_bases", num_bases), Maker(seed, **made)
         xp = make.xp
         A, B = make.stack(k, in_features, rank, stream=1), make.stack(k, out_features, rank, stream=2)
-        A = xp.reshape(arrays.swap_last(A), (k, rank * in_features))  # one copy, then only views
+        A = xp.reshape(arrays.swap_last(A), (k, rank * in_features))  # one copy, then views alone
         B = xp.reshape(B, (k, out_features * rank))
-        return cls(
-            out_features=out_features,
-            in_features=in_features,
-            rank=rank,
-            A=xp.reshape(A, (k, rank, in_features)),
-            B=xp.reshape(B, (k, out_features, rank)),
-            c0=make.full(1 / k, k),
-            c1=make.full(1 / k, k),
-            alpha=alpha,
-        )
+        size: dict[str, Any] = {"out_features": out_features, "in_features": in_features, "rank": rank}
+        size |= {"A": xp.reshape(A, (k, rank, in_features)), "B": xp.reshape(B, (k, out_features, rank))}
+        return cls(**size, c0=make.full(1 / k, k), c1=make.full(1 / k, k), alpha=alpha)
 
     def factors(self) -> Factors:
         """One product of two sums, (Σ_b B_b·c0[b])(Σ_b A_b·c1[b]), the coefficients as diagonals."""

@@ -80,33 +80,26 @@ class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
         given, they may be shared. They are rounded to ``dtype`` "float16" alone, which asks for it.
         ValueError for bases that PEFT divides by a deviation of zero: a sparse A or B may hold zeros alone.
         """
-        dialect, make = get_dialect(dialect), Maker(**made)
+        dialect = get_dialect(dialect)
         out_features, in_features, rank = checks.sizes(out_features, in_features, rank)
         shape = (out_features, in_features)
+        if bases is not None:
+            made["xp"], made["device"] = checks.namespace(A=bases.A), arrays.device_of(bases.A)
+        make = Maker(**made)
         if bases is None:
             seed = dialect.default_seed or 0 if seed is None else seed
             wide: Literal["float32", "float64"] = "float64" if make.dtype == "float64" else "float32"
             where: dict[str, Any] = {"dtype": wide, "xp": make.xp, "device": make.device}
             bases = draw_bases(dialect, seed=seed, shapes=[shape], rank=rank, kind=kind, **where)
-        else:
-            made["xp"], made["device"] = checks.namespace(A=bases.A), arrays.device_of(bases.A)
-            make = Maker(**made)
         n = dialect.terms(shape, rank)
         if make.dtype == "float16":
             own, xp = bases.slice(n, *sides(shape)), make.xp
             bases = Bases(arrays.astype(xp, own.A, xp.float16), arrays.astype(xp, own.B, xp.float16))
         lambda_value, gamma_value = dialect.start(shape, rank, n)
-        return cls(
-            out_features=out_features,
-            in_features=in_features,
-            rank=rank,
-            bases=bases,
-            lambda_=make.full(lambda_value, n, rank),
-            gamma=make.full(gamma_value, n, sides(shape)[1]),
-            dialect=dialect,
-            alpha=alpha,
-            scaling=scaling,
-        )
+        size: dict[str, Any] = {"out_features": out_features, "in_features": in_features, "rank": rank}
+        lambda_, gamma = make.full(lambda_value, n, rank), make.full(gamma_value, n, sides(shape)[1])
+        size |= {"bases": bases, "dialect": dialect, "alpha": alpha, "scaling": scaling}
+        return cls(**size, lambda_=lambda_, gamma=gamma)
 
     @property
     def n(self) -> int:

@@ -65,15 +65,8 @@ class VeRA(LinearAdapter, learned=("lambda_b", "lambda_d")):
         A, B = vera_bases([(out_features, in_features)], rank, seed=seed, **made) if bases is None else bases
         made["xp"], made["device"] = checks.namespace(A=A, B=B), arrays.device_of(A)
         make = Maker(seed, **made)
-        return cls(
-            out_features=out_features,
-            in_features=in_features,
-            rank=rank,
-            A=A,
-            B=B,
-            lambda_b=make.zeros(out_features),
-            lambda_d=make.full(d_initial, rank),
-        )
+        size: dict[str, Any] = {"out_features": out_features, "in_features": in_features, "rank": rank}
+        return cls(**size, A=A, B=B, lambda_b=make.zeros(out_features), lambda_d=make.full(d_initial, rank))
 
     @property
     def _own(self) -> tuple[Array, Array]:

@@ -1,6 +1,5 @@
 """Standard fine-tuning: its count, its start, what it refuses."""
 
-
 import numpy as np
 import pytest
 
@@ -21,6 +20,8 @@ def test_start_and_count() -> None:
 
 
 def test_bad_input() -> None:
+    with pytest.raises(TypeError, match="seed"):
+        FullFineTuning.start(5, 3, seed=1)
     good = {"out_features": 5, "in_features": 3, "delta": np.ones((5, 3))}
     with pytest.raises(ValueError, match=r"delta: shape \(3, 5\); it must be \(5, 3\)"):
         FullFineTuning(**{**good, "delta": np.ones((3, 5))})

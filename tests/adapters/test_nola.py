@@ -1,6 +1,5 @@
 """NoLA: its count, its start, what it refuses."""
 
-
 import numpy as np
 import pytest
 

@@ -1,6 +1,5 @@
 """VeRA: from bases larger than the layer, its count, its start, what it refuses."""
 
-
 import numpy as np
 import pytest
 
