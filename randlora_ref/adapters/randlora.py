@@ -127,10 +127,11 @@ class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
         Their sum is ΔW / s; in a wide layer each is turned round, (Γ_j, Aᵀ, Λ_j, B_jᵀ).
         """
         n, r, products = self.n, self.rank, []
+        A = self._A if self.tall else self._A.T  # one object in all terms: whoever reads them reads it once
         for j in range(n):
             columns = slice(j, None, n) if self._crossed else slice(j * r, (j + 1) * r)
             B, lambda_, gamma = self._B[:, columns], self.lambda_[j, :], self.gamma[j, :]
-            products.append((B, lambda_, self._A, gamma) if self.tall else (gamma, self._A.T, lambda_, B.T))
+            products.append((B, lambda_, A, gamma) if self.tall else (gamma, A, lambda_, B.T))
         return tuple(products)
 
     def delta_weight(self) -> Array:
