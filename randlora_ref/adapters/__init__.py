@@ -6,7 +6,8 @@ from .base import LinearAdapter as Adapter
 from .full import FullFineTuning, FullGrads
 from .lora import LoRA, LoRAGrads
 from .nola import NoLA, NoLAGrads
-from .randlora import Grads, RandLoRA, contraction_costs
+from .orders import contraction_costs
+from .randlora import Grads, RandLoRA
 from .vera import VeRA, VeRAGrads, vera_bases
 
 __all__ = [

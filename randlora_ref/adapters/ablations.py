@@ -11,21 +11,19 @@ With G_M = ∂L/∂(L R)/s:  ∂L/∂Λ_i[k] = s·Σ_o B_i[o,k] (G_M Rᵀ)[o,k],
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
-
-import numpy as np
+from typing import Any, Self, Unpack
 
 from .. import arrays, checks
 from ..dialects import Dialect, get_dialect
 from ..spec import number_of_terms, sides
-from .base import Factors, LowRank, options, uniform
-from .randlora import Grads, RandLoRA
+from .base import Arrays, Factors, LowRank, Made, Maker, terms
+from .randlora import RandLoRA
 
 Array = Any
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class RandLoRAa(LowRank):
+class RandLoRAa(LowRank, learned=("lambda_", "gamma")):
     """A RandLoRA-a adapter of one weight (out, in), with D and d its larger and smaller side, from given arrays.
 
     lambda_ (n, r) and gamma (n, d) are learned, A (n, r, d) and B (n, D, r) frozen. ``scale`` is s, stated nowhere:
@@ -33,9 +31,6 @@ class RandLoRAa(LowRank):
     Raises TypeError or ValueError that names the argument.
     """
 
-    LEARNED: ClassVar[tuple[str, ...]] = ("lambda_", "gamma")
-    GRADS = Grads
-    rank: int
     A: Array
     B: Array
     lambda_: Array
@@ -43,16 +38,9 @@ class RandLoRAa(LowRank):
     scale: float | None = None
 
     def __post_init__(self) -> None:
-        checks.sizes(self.out_features, self.in_features, self.rank)
         if self.scale is not None:
             checks.number("scale", self.scale)
-        checks.namespace(lambda_=self.lambda_)
-        if self.lambda_.ndim != 2 or self.lambda_.shape[0] < 1:
-            raise ValueError(f"lambda_: shape {tuple(self.lambda_.shape)}; it must be (n, {self.rank}) with n >= 1")
-        (D, d), n, r = sides(self.shape), self.n, self.rank
-        self._check(
-            lambda_=(self.lambda_, (n, r)), gamma=(self.gamma, (n, d)), A=(self.A, (n, r, d)), B=(self.B, (n, D, r))
-        )
+        super().__post_init__()
 
     @classmethod
     def start(
@@ -63,9 +51,7 @@ class RandLoRAa(LowRank):
         *,
         scale: float | None = None,
         seed: int = 0,
-        dtype: str = "float32",
-        xp: Any = np,
-        device: Any = None,
+        **made: Unpack[Made],
     ) -> Self:
         """An adapter as our RandLoRA starts: n = ceil(d/r), Λ = 0 and Γ = 1/d, so ΔW = 0.
 
@@ -73,21 +59,12 @@ class RandLoRAa(LowRank):
         stream 2, i from 0.
         """
         out_features, in_features, rank = checks.sizes(out_features, in_features, rank)
-        shape = (out_features, in_features)
+        shape, make = (out_features, in_features), Maker(seed, **made)
         (D, d), n = sides(shape), number_of_terms(shape, rank)
-        made, draws = options(dtype, xp, device), {"seed": seed, "dtype": dtype, "xp": xp, "device": device}
-        A = xp.reshape(uniform(d, n * rank, stream=1, **draws), (d, n, rank))
-        B = xp.reshape(uniform(D, n * rank, stream=2, **draws), (D, n, rank))
-        return cls(
-            out_features=out_features,
-            in_features=in_features,
-            rank=rank,
-            A=arrays.permute(xp, A, (1, 2, 0)),
-            B=arrays.permute(xp, B, (1, 0, 2)),
-            lambda_=xp.zeros((n, rank), **made),
-            gamma=xp.full((n, d), 1 / d, **made),
-            scale=scale,
-        )
+        size: dict[str, Any] = {"out_features": out_features, "in_features": in_features, "rank": rank}
+        A, B = arrays.swap_last(make.stack(n, d, rank, stream=1)), make.stack(n, D, rank, stream=2)
+        lambda_, gamma = make.zeros(n, rank), make.full(1 / d, n, d)
+        return cls(**size, A=A, B=B, lambda_=lambda_, gamma=gamma, scale=scale)
 
     @property
     def n(self) -> int:
@@ -121,6 +98,14 @@ class RandLoRAa(LowRank):
         if not self._tall:
             dL, dR = dR.T, dL.T
         return xp.sum(self.B * dL, axis=1), xp.sum(self.A * dR, axis=1)
+
+    def _arrays(self) -> Arrays:
+        (D, d), r, n = sides(self.shape), self.rank, terms("lambda_", self.lambda_, self.rank)
+        learned: Arrays = {"lambda_": (self.lambda_, (n, r)), "gamma": (self.gamma, (n, d))}
+        return learned | {"A": (self.A, (n, r, d)), "B": (self.B, (n, D, r))}
+
+
+RandLoRAaGrads = RandLoRAa.GRADS
 
 
 def randlora_b(

@@ -1,15 +1,17 @@
 """What the adapters do alike: the base path, dropout, bias, merging, counting, checks, random draws.
 
 A method says what it learns, how rows go through ΔW, and how a cotangent comes back: ``_apply`` and ``_pull_back``.
-Most methods are a product of two thin matrices; ``LowRank`` does those two steps for any ΔW = s·L R, and such a method
-gives the pair and its pullback alone.
+Unless it has a cheaper way, rows go through the merged weight, and it gives ΔW and its pullback alone. Most are a
+product of two thin matrices: ``LowRank`` does both steps for any ΔW = s·L R, and they give the pair and its pullback.
 """
 
+import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple, Self
+from collections import namedtuple
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Self, TypedDict
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from ..bases import WORDS_AT_A_TIME, tile
 
 Array = Any
 Factors = tuple[tuple[Any, ...], ...]
+Arrays = dict[str, tuple[Array, tuple[int, ...]]]  # arrays by name, and the shape that each must have
 
 
 class Cache(NamedTuple):
@@ -32,13 +35,30 @@ class Cache(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LinearAdapter(ABC):
-    """An update ΔW of a frozen weight W0 (out, in), with learned values of its own. Nothing is changed in place."""
+    """An update ΔW of a frozen weight W0 (out, in), with learned values of its own. Nothing is changed in place.
 
-    LEARNED: ClassVar[tuple[str, ...]]  # the names of the learned arrays
-    GRADS: ClassVar[Callable[..., Any]]  # a named tuple: their gradients, then weight and bias
+    A method is a subclass that names what is ``learned``. Its gradients are a named tuple: those of the learned arrays,
+    then ``weight``, None unless asked for, and ``bias``, None where the layer has none.
+    """
+
+    LEARNED: ClassVar[tuple[str, ...]]
+    GRADS: ClassVar[Callable[..., Any]]
+    WHY: ClassVar[Mapping[str, str]] = {}  # what is known of an array that is not finite, by name
 
     out_features: int
     in_features: int
+
+    def __init_subclass__(cls, learned: tuple[str, ...] = ()) -> None:
+        super().__init_subclass__()
+        if learned:
+            named_tuple: Any = namedtuple
+            cls.LEARNED = learned
+            cls.GRADS = named_tuple(f"{cls.__name__}Grads", (*learned, "weight", "bias"), module=cls.__module__)
+
+    def __post_init__(self) -> None:
+        checks.sizes(self.out_features, self.in_features, getattr(self, "rank", 1))
+        self._derive()
+        self._check()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -107,11 +127,17 @@ class LinearAdapter(ABC):
         return sum(math.prod(getattr(self, name).shape) for name in self.LEARNED)
 
     def replace(self, **learned: Array) -> Self:
-        """The same adapter with other learned values, by name. A TypeError for a name that is not learned."""
+        """The same adapter with other learned values, by name. What they leave alone is shared, and not read again.
+
+        Raises TypeError for a name that is not learned, and what the constructor raises of the new values.
+        """
         for name in learned:
             if name not in self.LEARNED:
                 raise TypeError(f"{name}: not learned by {type(self).__name__}; it must be {' or '.join(self.LEARNED)}")
-        return replace(self, **learned)
+        other = copy.copy(self)
+        vars(other).update(learned)  # frozen for whoever holds it, and nobody holds it yet
+        other._check({*learned, *other._derive()})
+        return other
 
     @abstractmethod
     def delta_weight(self) -> Array:
@@ -123,15 +149,24 @@ class LinearAdapter(ABC):
 
     # -- the pieces of a method ---------------------------------------------------------------------------
 
-    @abstractmethod
-    def _apply(self, xp: Any, p: Array, weight: Array | None, keep_merged: bool) -> tuple[Array, Any]:
-        """p (W0 + ΔW)ᵀ of rows p (T, in), or p ΔWᵀ where ``weight`` is None, and what ``_pull_back`` needs."""
+    def _apply(self, xp: Any, x: Array, weight: Array | None, keep_merged: bool) -> tuple[Array, Any]:
+        """y = x (W0 + ΔW)ᵀ of rows x (T, in), or x ΔWᵀ where ``weight`` is None, and what ``_pull_back`` needs."""
+        M = self._merged(xp, weight)  # (out, in)
+        return x @ M.T, M if keep_merged else None  # (T, out)
 
-    @abstractmethod
-    def _pull_back(
-        self, xp: Any, q: Array, p: Array, weight: Array | None, inner: Any
-    ) -> tuple[Array, tuple[Array, ...]]:
-        """q (W0 + ΔW) of the cotangent q (T, out), or q ΔW, and the gradients of the learned values."""
+    def _pull_back(self, xp: Any, dy: Array, x: Array, weight: Array | None, inner: Any) -> tuple[Array, Any]:
+        """∂L/∂x = dy (W0 + ΔW) of dy (T, out), or dy ΔW, and the gradients of the learned values."""
+        M = self._merged(xp, weight) if inner is None else inner  # (out, in)
+        return dy @ M, self._pull_back_delta(xp, dy, x)  # (T, in)
+
+    def _merged(self, xp: Any, weight: Array | None) -> Array:
+        """M = W0 + ΔW, or ΔW alone: with dropout, x and x∘m take two ways."""
+        delta = self.delta_weight()
+        return delta if weight is None else weight + delta
+
+    def _pull_back_delta(self, xp: Any, dy: Array, x: Array) -> tuple[Array, ...]:
+        """The gradients of the learned values from G = ∂L/∂ΔW = dyᵀ x (out, in): of methods that have no other way."""
+        raise NotImplementedError
 
     # -- checks -------------------------------------------------------------------------------------------
 
@@ -139,13 +174,22 @@ class LinearAdapter(ABC):
     def _like(self) -> Array:
         return getattr(self, self.LEARNED[0])
 
-    def _check(self, **named: tuple[Array, tuple[int, ...]]) -> None:
-        """The constructor's checks of arrays with the shapes they must have; the first settles the precision."""
-        given = {name: x for name, (x, _) in named.items()}
-        xp = checks.floats(half=True, **given)
+    @abstractmethod
+    def _arrays(self) -> Arrays:
+        """Every array by name, and the shape that it must have; the first settles the precision."""
+
+    def _derive(self) -> Collection[str]:
+        """Makes what is made of the arrays once; the names of those that it was made of anew."""
+        return ()
+
+    def _check(self, fresh: Collection[str] | None = None) -> None:
+        """Whether all arrays fit together, and whether those named ``fresh`` (None: all) are finite."""
+        named = self._arrays()
+        xp = checks.floats(half=True, **{name: x for name, (x, _) in named.items()})
         for name, (x, shape) in named.items():
             checks.shape(name, x, shape)
-        checks.finite(xp, **given)
+        read = {name: x for name, (x, _) in named.items() if fresh is None or name in fresh}
+        checks.finite(xp, why=self.WHY, **read)
 
     def _check_weight(self, weight: Array) -> None:
         xp = checks.floats(half=True, adapter=self._like, weight=weight)
@@ -153,11 +197,14 @@ class LinearAdapter(ABC):
         checks.finite(xp, weight=weight)
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class LowRank(LinearAdapter):
     """An adapter with ΔW = s·L R, L (out, r) and R (r, in), of which ΔW itself is formed only to merge.
 
-    With z = s·p Rᵀ and v = s·q L:  p ΔWᵀ = z Lᵀ,  q ΔW = v R,  ∂L/∂L = qᵀz,  ∂L/∂R = vᵀp.
+    With z = s·x Rᵀ and v = s·dy L:  x ΔWᵀ = z Lᵀ,  dy ΔW = v R,  ∂L/∂L = dyᵀz,  ∂L/∂R = vᵀx.
     """
+
+    rank: int
 
     @property
     @abstractmethod
@@ -177,49 +224,87 @@ class LowRank(LinearAdapter):
         L, R = self._pair(arrays.namespace_of("learned", self._like))
         return self.scaling * (L @ R)
 
-    def _apply(self, xp: Any, p: Array, weight: Array | None, keep_merged: bool) -> tuple[Array, Any]:
+    def _apply(self, xp: Any, x: Array, weight: Array | None, keep_merged: bool) -> tuple[Array, Any]:
         L, R = self._pair(xp)
-        z = self.scaling * (p @ R.T)
-        step = z @ L.T
-        return (step if weight is None else p @ weight.T + step), (L, R, z)
+        z = self.scaling * (x @ R.T)  # (T, r)
+        step = z @ L.T  # (T, out)
+        return (step if weight is None else x @ weight.T + step), (L, R, z)
 
-    def _pull_back(
-        self, xp: Any, q: Array, p: Array, weight: Array | None, inner: Any
-    ) -> tuple[Array, tuple[Array, ...]]:
+    def _pull_back(self, xp: Any, dy: Array, x: Array, weight: Array | None, inner: Any) -> tuple[Array, Any]:
         L, R, z = inner
-        v = self.scaling * (q @ L)
-        step = v @ R
-        return (step if weight is None else q @ weight + step), self._pull_back_pair(xp, q.T @ z, v.T @ p)
+        v = self.scaling * (dy @ L)  # (T, r)
+        step = v @ R  # (T, in)
+        return (step if weight is None else dy @ weight + step), self._pull_back_pair(xp, dy.T @ z, v.T @ x)
 
 
-def options(dtype: str, xp: Any, device: Any) -> dict[str, Any]:
-    """Keyword arguments that make an array of a learned value. A ValueError for a dtype that none has."""
-    checks.choice("dtype", dtype, ("float16", "float32", "float64"))
-    return {"dtype": getattr(xp, dtype), **arrays.on(device, xp)}
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LowRankByAlpha(LowRank):
+    """A product of two thin matrices with s = α/r."""
+
+    alpha: float
+
+    def __post_init__(self) -> None:
+        checks.number("alpha", self.alpha)
+        super().__post_init__()
+
+    @property
+    def scaling(self) -> float:
+        """α/r."""
+        return float(self.alpha / self.rank)
 
 
-def uniform(
-    rows: int,
-    columns: int,
-    bound: float = math.sqrt(3),
-    *,
-    stream: int = 1,
-    seed: int = 0,
-    dtype: str = "float32",
-    xp: Any = np,
-    device: Any = None,
-) -> Array:
-    """A (rows, columns) array uniform on ±bound: entry [i, k] is word i·columns + k of Philox stream ``stream`` >= 1.
+def terms(name: str, x: Array, *sizes: int) -> int:
+    """n of an array (n, *sizes), one entry of the first axis a term. A ValueError for none, or another shape."""
+    checks.namespace(**{name: x})
+    if x.ndim != 1 + len(sizes) or x.shape[0] < 1 or tuple(x.shape[1:]) != sizes:
+        wanted = ", ".join(["n", *map(str, sizes)]) + "," * (not sizes)
+        raise ValueError(f"{name}: shape {tuple(x.shape)}; it must be ({wanted}) with n >= 1")
+    return int(x.shape[0])
 
-    The unit-variance entry of ``bases.tile`` (±√3) times bound/√3, in float64 for float64 and else in float32. More
-    rows under the same seed begin with the same rows, on any device.
+
+class Made(TypedDict, total=False):
+    """Keywords of every ``start``: what its arrays are made in. ``Maker`` has their meaning and their defaults."""
+
+    dtype: str
+    xp: Any
+    device: Any
+
+
+class Maker:
+    """Makes a start's arrays, constant or drawn from ``seed``: in ``dtype``, by the library ``xp``, on ``device``.
+
+    A ValueError for a dtype that no learned value has, or a device that is not the library's.
     """
-    made = options(dtype, xp, device)
-    wide = "float64" if dtype == "float64" else "float32"
-    result = xp.empty((rows, columns), **made)
-    step = max(1, WORDS_AT_A_TIME // columns)
-    for first in range(0, rows, step):
-        last = min(rows, first + step)
-        part = tile(stream, first, last, seed=seed, rank=columns, dtype=wide, xp=xp, device=device)
-        result[first:last, :] = arrays.astype(xp, part * (bound / math.sqrt(3)), made["dtype"])
-    return result
+
+    def __init__(self, seed: int = 0, /, dtype: str = "float32", xp: Any = np, device: Any = None) -> None:
+        checks.choice("dtype", dtype, ("float16", "float32", "float64"))
+        self.seed, self.dtype, self.xp, self.device = seed, dtype, xp, device
+        self.options: dict[str, Any] = {"dtype": getattr(xp, dtype), **arrays.on(device, xp)}
+
+    def zeros(self, *shape: int) -> Array:
+        """Zeros of ``shape``."""
+        return self.xp.zeros(shape, **self.options)
+
+    def full(self, value: float, *shape: int) -> Array:
+        """``value`` in every entry of ``shape``."""
+        return self.xp.full(shape, value, **self.options)
+
+    def uniform(self, rows: int, columns: int, bound: float = math.sqrt(3), *, stream: int = 1) -> Array:
+        """(rows, columns), uniform on ±bound: entry [i, k] is word i·columns + k of Philox stream ``stream`` >= 1.
+
+        The unit-variance entry of ``bases.tile`` (±√3) times bound/√3, in float64 for float64 and else in float32. More
+        rows under the same seed begin with the same rows, on any device.
+        """
+        result = self.xp.empty((rows, columns), **self.options)
+        wide: Any = {"dtype": "float64" if self.dtype == "float64" else "float32", "xp": self.xp, "device": self.device}
+        step = max(1, WORDS_AT_A_TIME // columns)
+        for first in range(0, rows, step):
+            last = min(rows, first + step)
+            part = tile(stream, first, last, seed=self.seed, rank=columns, **wide) * (bound / math.sqrt(3))
+            result[first:last, :] = arrays.astype(self.xp, part, result.dtype)
+        return result
+
+    def stack(self, n: int, rows: int, rank: int, *, stream: int) -> Array:
+        """n matrices (rows, rank) of unit variance, (n, rows, rank): row o of them all is row o of ``uniform``."""
+        drawn = self.uniform(rows, n * rank, stream=stream)
+        return arrays.permute(self.xp, self.xp.reshape(drawn, (rows, n, rank)), (1, 0, 2))

@@ -6,46 +6,28 @@ The upper end of every comparison with few learned values: any ΔW can be reache
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
-
-import numpy as np
+from typing import Any, Self, Unpack
 
 from .. import checks
-from .base import Factors, LinearAdapter, options
+from .base import Arrays, Factors, LinearAdapter, Made, Maker
 
 Array = Any
 
 
-class FullGrads(NamedTuple):
-    """Gradients of the loss; ``weight`` is None unless asked for, ``bias`` None where the layer has none."""
-
-    delta: Array
-    weight: Array | None
-    bias: Array | None
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
-class FullFineTuning(LinearAdapter):
+class FullFineTuning(LinearAdapter, learned=("delta",)):
     """A learned ΔW (out, in) beside a weight that stays as it was, so that it is compared with other updates.
 
     Raises TypeError or ValueError that names the argument.
     """
 
-    LEARNED: ClassVar[tuple[str, ...]] = ("delta",)
-    GRADS = FullGrads
     delta: Array
 
-    def __post_init__(self) -> None:
-        checks.sizes(self.out_features, self.in_features)
-        self._check(delta=(self.delta, self.shape))
-
     @classmethod
-    def start(
-        cls, out_features: int, in_features: int, *, dtype: str = "float32", xp: Any = np, device: Any = None
-    ) -> Self:
+    def start(cls, out_features: int, in_features: int, **made: Unpack[Made]) -> Self:
         """An adapter as training starts: ΔW = 0. Nothing is random, and there is no rank."""
         checks.sizes(out_features, in_features)
-        delta = xp.zeros((out_features, in_features), **options(dtype, xp, device))
+        delta = Maker(**made).zeros(out_features, in_features)
         return cls(out_features=out_features, in_features=in_features, delta=delta)
 
     def delta_weight(self) -> Array:
@@ -56,14 +38,12 @@ class FullFineTuning(LinearAdapter):
         """One product of one factor, (ΔW,)."""
         return ((self.delta,),)
 
-    def _apply(self, xp: Any, p: Array, weight: Array | None, keep_merged: bool) -> tuple[Array, Any]:
-        """One product through W0 + ΔW, where dropout does not part the two."""
-        return p @ self._total(weight).T, None
+    def _pull_back_delta(self, xp: Any, dy: Array, x: Array) -> tuple[Array, ...]:
+        """∂L/∂delta = G."""
+        return (dy.T @ x,)
 
-    def _pull_back(
-        self, xp: Any, q: Array, p: Array, weight: Array | None, inner: Any
-    ) -> tuple[Array, tuple[Array, ...]]:
-        return q @ self._total(weight), (q.T @ p,)
+    def _arrays(self) -> Arrays:
+        return {"delta": (self.delta, self.shape)}
 
-    def _total(self, weight: Array | None) -> Array:
-        return self.delta if weight is None else weight + self.delta
+
+FullGrads = FullFineTuningGrads = FullFineTuning.GRADS

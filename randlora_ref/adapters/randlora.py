@@ -1,83 +1,35 @@
-"""RandLoRA as users run it: the layer of ``spec``, fast, on any array library, with no loop over terms.
+"""RandLoRA as users run it: the layer of ``spec.update``, fast, on any array library, with no loop over terms.
 
-One matrix form carries everything. With 𝐁 = [B_1 … B_n] (D, n·r) and S the rows s·Λ_j[k]·A[k, :]∘Γ_j (n·r, d),
+    ΔW = s·Σ_j B_j Λ_j A Γ_j = 𝐁 S, or its transpose if out < in                           (Eq. 4)
 
-    M = 𝐁 S (D, d),      ΔW = M if out >= in, else Mᵀ.
+with 𝐁 = [B_1 … B_n] (D, n·r), S = diag(c) K (n·r, d), c = s·vec Λ (n·r,), and K the rows A[k, :]∘Γ_j. The pairing is
+the order of the rows of c and K: term by term (literal), or rank by rank (crossed). With the merged weight M = W0 + ΔW
 
-Rows on the d side are called p, rows on the D side q: a tall layer (out >= in) has p = x, q = dy, a wide one p = dy,
-q = x. Then the adapter's forward and input gradient are ``p Mᵀ`` and ``q M`` in one order or the other, and in both
-cases G_M = ∂L/∂M = qᵀp. The pairing is the order of S's rows: term by term (literal), or rank by rank (crossed).
+    y = x Mᵀ,    ∂L/∂x = dy M,    G = ∂L/∂ΔW = dyᵀ x,    P_j = (B_jᵀ G)∘A (r, d), with Gᵀ for G if out < in,
+    ∂L/∂Λ_j = s·P_j Γ_j (r,),    ∂L/∂Γ_j = s·Λ_jᵀ P_j (d,)
 
-Three orders of contraction do the same sums; ``contraction_costs`` chooses by counting.
+``orders`` has two more orders of contraction of the same sums, for fewer rows.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, Self
-
-import numpy as np
+from typing import Any, ClassVar, Literal, Self, Unpack
 
 from .. import arrays, checks
 from ..bases import Bases, Kind, draw_bases
 from ..dialects import Dialect, get_dialect
 from ..spec import sides
-from .base import Factors, LinearAdapter, options
+from . import orders
+from .base import Arrays, Factors, LinearAdapter, Made, Maker, terms
+from .orders import ORDERS, Order, contraction_costs
+
+__all__ = ["ORDERS", "Grads", "Order", "RandLoRA", "contraction_costs"]
 
 Array = Any
-Order = Literal["merged", "thin", "termwise"]
-ORDERS: tuple[Order, ...] = ("merged", "thin", "termwise")
-
-# One element-wise operation takes the time of about this many operations inside a matrix product (measured on two
-# cores, float32: ``examples/bench_layer.py``). It decides between orders alone, never a result.
-ELEMENTWISE = 32
 DEVIATION = "; bases drawn by PEFT's rule are NaN where their deviation is zero: another seed has others"
 
 
-class Grads(NamedTuple):
-    """Gradients of the loss; ``weight`` is None unless asked for, ``bias`` None where the layer has none."""
-
-    lambda_: Array
-    gamma: Array
-    weight: Array | None
-    bias: Array | None
-
-
-class Kept(NamedTuple):
-    """What backward needs beside x: the order, x's projection z or v (T, n·r), and what was formed, if it is kept.
-
-    That is W0 + ΔW (with dropout ΔW alone) in the order "merged", K in "thin".
-    """
-
-    order: Order
-    projection: Array | None
-    formed: Array | None
-
-
-def contraction_costs(
-    rows: int, D: int, d: int, n: int, r: int, *, masked: bool = False, keep_merged: bool = False
-) -> dict[Order, float]:
-    """Flops of forward and backward of one layer for ``rows`` inputs, in each order of contraction.
-
-    merged    ΔW is formed, y and ∂L/∂x go through W0 + ΔW, and ∂L/∂S is 𝐁ᵀ(qᵀp) or (q𝐁)ᵀp, the cheaper
-    thin      p and q go through K, Λ and 𝐁; G_M is never formed; what PEFT does
-    termwise  neither ΔW nor S is formed: ((p∘Γ_j)Aᵀ∘Λ_j)B_jᵀ for all j at once; for few rows
-
-    Element-wise operations count ``ELEMENTWISE`` times: they wait for memory.
-    """
-    N = n * r
-    frozen, form, through_S, through_B = 4 * rows * D * d, 2 * D * N * d, 2 * rows * N * d, 2 * rows * D * N
-    S, pullback = 2 * N * d, 5 * N * d
-    again = 1 if keep_merged else 2  # times ΔW is formed
-    through_dS = min(frozen / 2 + form, through_B + through_S)
-    beside = frozen if masked else 0  # with dropout, x and x∘m take two ways
-    return {
-        "merged": frozen + beside + again * form + through_dS + ELEMENTWISE * (again * (S + D * d) + pullback),
-        "thin": frozen + 2 * through_B + 3 * through_S + ELEMENTWISE * (2 * S + pullback),
-        "termwise": frozen + 2 * through_B + 2 * through_S + ELEMENTWISE * rows * n * (5 * d + 5 * r),
-    }
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
-class RandLoRA(LinearAdapter):
+class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
     """A RandLoRA adapter of one weight (out, in), from given arrays; ``RandLoRA.start`` makes one to be trained.
 
     ``bases``: at least as large as the layer. ``lambda_`` (n, r), ``gamma`` (n, d), in float16, float32 or float64;
@@ -88,8 +40,7 @@ class RandLoRA(LinearAdapter):
     Raises TypeError or ValueError that names the argument.
     """
 
-    LEARNED: ClassVar[tuple[str, ...]] = ("lambda_", "gamma")
-    GRADS = Grads
+    WHY: ClassVar[dict[str, str]] = dict.fromkeys("AB", DEVIATION)
     rank: int
     bases: Bases
     lambda_: Array
@@ -98,34 +49,15 @@ class RandLoRA(LinearAdapter):
     alpha: float | None = None
     scaling: Any = None  # a number; None becomes the dialect's, from alpha
     order: Order | None = None
-    _A: Array = field(init=False, repr=False)
+    _A: Array = field(init=False, repr=False)  # (r, d), as 𝐁 in the precision of what is learned
     _B: Array = field(init=False, repr=False)  # 𝐁 (D, n·r); a view where B is laid out as draw_bases does
 
     def __post_init__(self) -> None:
-        checks.sizes(self.out_features, self.in_features, self.rank)
-        dialect, bases, lambda_, rank = get_dialect(self.dialect), self.bases, self.lambda_, self.rank
         checks.choice("order", self.order, (None, *ORDERS))
-        xp = checks.floats(half=True, lambda_=lambda_, gamma=self.gamma)
-        checks.namespace(lambda_=lambda_, A=bases.A)
-        if lambda_.ndim != 2 or lambda_.shape[0] < 1 or lambda_.shape[1] != rank:
-            raise ValueError(f"lambda_: shape {tuple(lambda_.shape)}; it must be (n, r) with n >= 1 and r = {rank}")
-        checks.shape("gamma", self.gamma, (self.n, self.d))
-        precision = checks.precision("lambda_", lambda_)
-        if bases.A.shape[0] != rank:
-            raise ValueError(f"bases: rank {bases.A.shape[0]}; it must be {rank}")
-        for name, basis in (("A", bases.A), ("B", bases.B)):
-            if arrays.unit_roundoff(checks.precision(name, basis)) < arrays.unit_roundoff(precision):
-                raise TypeError(
-                    f"{name}: dtype {arrays.dtype_name(basis)}; it must be {precision} or narrower, as lambda_ is"
-                )
-        own = bases.slice(self.n, self.D, self.d)
-        checks.finite(xp, why=dict.fromkeys("AB", DEVIATION), A=own.A, B=own.B, lambda_=lambda_, gamma=self.gamma)
-        scaling = dialect.scaling(rank, self.n, self.alpha) if self.scaling is None else self.scaling
-        scaling = checks.number("scaling", scaling)
-        B = arrays.permute(xp, arrays.widen(xp, own.B, precision), (1, 0, 2))
-        settled = {"dialect": dialect, "scaling": scaling, "_A": arrays.widen(xp, own.A, precision)}
-        for name, value in {**settled, "_B": xp.reshape(B, (self.D, self.n * rank))}.items():
-            object.__setattr__(self, name, value)
+        object.__setattr__(self, "dialect", get_dialect(self.dialect))
+        super().__post_init__()
+        scaling = self.dialect.scaling(self.rank, self.n, self.alpha) if self.scaling is None else self.scaling
+        object.__setattr__(self, "scaling", checks.number("scaling", scaling))
 
     @classmethod
     def start(
@@ -140,9 +72,7 @@ class RandLoRA(LinearAdapter):
         *,
         scaling: float | None = None,
         kind: Kind = "dense",
-        dtype: Literal["float16", "float32", "float64"] = "float32",
-        xp: Any = np,
-        device: Any = None,
+        **made: Unpack[Made],
     ) -> Self:
         """An adapter as training starts: constant Λ and Γ, the dialect's n and scaling, ΔW = 0 in both dialects.
 
@@ -151,33 +81,25 @@ class RandLoRA(LinearAdapter):
         ValueError for bases that PEFT divides by a deviation of zero: a sparse A or B may hold zeros alone.
         """
         dialect = get_dialect(dialect)
-        shape = (out_features, in_features)
         out_features, in_features, rank = checks.sizes(out_features, in_features, rank)
+        shape = (out_features, in_features)
+        if bases is not None:
+            made["xp"], made["device"] = checks.namespace(A=bases.A), arrays.device_of(bases.A)
+        make = Maker(**made)
         if bases is None:
-            seed = dialect.default_seed if seed is None else seed
-            drawn: Literal["float32", "float64"] = "float64" if dtype == "float64" else "float32"
-            bases = draw_bases(
-                dialect, seed=seed or 0, shapes=[shape], rank=rank, kind=kind, dtype=drawn, xp=xp, device=device
-            )
-        else:
-            xp, device = checks.namespace(A=bases.A), arrays.device_of(bases.A)
+            seed = dialect.default_seed or 0 if seed is None else seed
+            wide: Literal["float32", "float64"] = "float64" if make.dtype == "float64" else "float32"
+            where: dict[str, Any] = {"dtype": wide, "xp": make.xp, "device": make.device}
+            bases = draw_bases(dialect, seed=seed, shapes=[shape], rank=rank, kind=kind, **where)
         n = dialect.terms(shape, rank)
-        if dtype == "float16":
-            own = bases.slice(n, *sides(shape))
+        if make.dtype == "float16":
+            own, xp = bases.slice(n, *sides(shape)), make.xp
             bases = Bases(arrays.astype(xp, own.A, xp.float16), arrays.astype(xp, own.B, xp.float16))
         lambda_value, gamma_value = dialect.start(shape, rank, n)
-        made = options(dtype, xp, device)
-        return cls(
-            out_features=out_features,
-            in_features=in_features,
-            rank=rank,
-            bases=bases,
-            lambda_=xp.full((n, rank), lambda_value, **made),
-            gamma=xp.full((n, sides(shape)[1]), gamma_value, **made),
-            dialect=dialect,
-            alpha=alpha,
-            scaling=scaling,
-        )
+        size: dict[str, Any] = {"out_features": out_features, "in_features": in_features, "rank": rank}
+        lambda_, gamma = make.full(lambda_value, n, rank), make.full(gamma_value, n, sides(shape)[1])
+        size |= {"bases": bases, "dialect": dialect, "alpha": alpha, "scaling": scaling}
+        return cls(**size, lambda_=lambda_, gamma=gamma)
 
     @property
     def n(self) -> int:
@@ -202,21 +124,84 @@ class RandLoRA(LinearAdapter):
     def factors(self) -> Factors:
         """n products (B_j, Λ_j, A, Γ_j), the pairing resolved in B_j (D, r), the scaling left out.
 
-        Their sum is ΔW of a tall or square layer, and its transpose, of the same rank, of a wide one.
+        Their sum is ΔW / s; in a wide layer each is turned round, (Γ_j, Aᵀ, Λ_j, B_jᵀ).
         """
-        n, r, crossed = self.n, self.rank, self._crossed
-        columns = [slice(j, None, n) if crossed else slice(j * r, (j + 1) * r) for j in range(n)]
-        return tuple((self._B[:, columns[j]], self.lambda_[j, :], self._A, self.gamma[j, :]) for j in range(n))
+        n, r, products = self.n, self.rank, []
+        A = self._A if self.tall else self._A.T  # one object in all terms: whoever reads them reads it once
+        for j in range(n):
+            columns = slice(j, None, n) if self._crossed else slice(j * r, (j + 1) * r)
+            B, lambda_, gamma = self._B[:, columns], self.lambda_[j, :], self.gamma[j, :]
+            products.append((B, lambda_, A, gamma) if self.tall else (gamma, A, lambda_, B.T))
+        return tuple(products)
 
     def delta_weight(self) -> Array:
-        """ΔW (out, in)."""
-        return self._delta(checks.namespace(lambda_=self.lambda_))
+        """ΔW (out, in) = 𝐁 S, or its transpose (Eq. 4)."""
+        xp = checks.namespace(lambda_=self.lambda_)
+        S = self._c(xp)[:, None] * self._K(xp)  # (n·r, d)   s·Λ_j[k]·A[k, :]∘Γ_j
+        return self._B @ S if self.tall else S.T @ self._B.T  # (out, in)
 
-    # -- the pieces ---------------------------------------------------------------------------------------
+    def _pull_back_delta(self, xp: Any, dy: Array, x: Array) -> tuple[Array, Array]:
+        """∂L/∂Λ (n, r) and ∂L/∂Γ (n, d) from G = ∂L/∂ΔW = dyᵀ x, by P_j = (B_jᵀ G)∘A.
+
+        B_jᵀ(dyᵀ x) is taken as (dy B_j)ᵀ x where that is cheaper, for few rows.
+        """
+        left, right = (dy, x) if self.tall else (x, dy)  # (T, D), (T, d): leftᵀ right is G, or Gᵀ if out < in
+        s, (T, D), (N, d) = self.scaling, left.shape, (self.n * self.rank, self.d)
+        first = D * d * (T + N) <= T * N * (D + d)
+        dS = self._B.T @ (left.T @ right) if first else (left @ self._B).T @ right  # (n·r, d)
+        P = self._terms(xp, dS) * self._A  # (n, r, d)
+        d_lambda = s * (P @ self.gamma[:, :, None])[:, :, 0]  # (n, r)   s·P_j Γ_j
+        d_gamma = ((s * self.lambda_)[:, None, :] @ P)[:, 0, :]  # (n, d)   s·Λ_jᵀ P_j
+        return d_lambda, d_gamma
+
+    # -- 𝐁, c and K, and the order of their columns and rows ------------------------------------------------
 
     @property
     def _crossed(self) -> bool:
         return bool(self.dialect.pairing == "crossed")
+
+    def _c(self, xp: Any) -> Array:
+        """c = s·vec Λ (n·r,)."""
+        scaled = self.scaling * self.lambda_
+        return xp.reshape(scaled.T if self._crossed else scaled, (self.n * self.rank,))
+
+    def _K(self, xp: Any) -> Array:
+        """K (n·r, d), the Khatri-Rao product: row (j, k) is A[k, :]∘Γ_j."""
+        A, gamma = (self._A[:, None, :], self.gamma) if self._crossed else (self._A, self.gamma[:, None, :])
+        return xp.reshape(A * gamma, (self.n * self.rank, self.d))
+
+    def _terms(self, xp: Any, x: Array) -> Array:
+        """Rows (n·r, k) in the order of K's as (n, r, k)."""
+        if self._crossed:
+            return arrays.permute(xp, xp.reshape(x, (self.rank, self.n, x.shape[1])), (1, 0, 2))
+        return xp.reshape(x, (self.n, self.rank, x.shape[1]))
+
+    def _derive(self) -> tuple[str, ...]:
+        """A and 𝐁 from the bases, in the precision of what is learned; ("A", "B") unless those at hand are these."""
+        n, precision = terms("lambda_", self.lambda_, self.rank), checks.precision("lambda_", self.lambda_)
+        at_hand = vars(self).get("_B")
+        if at_hand is not None and at_hand.shape[1] == n * self.rank and checks.precision("B", at_hand) == precision:
+            return ()
+        xp, bases = checks.namespace(lambda_=self.lambda_, A=self.bases.A), self.bases
+        checks.floats(half=True, lambda_=self.lambda_, gamma=self.gamma)
+        if bases.A.shape[0] != self.rank:
+            raise ValueError(f"bases: rank {bases.A.shape[0]}; it must be {self.rank}")
+        for name, basis in (("A", bases.A), ("B", bases.B)):
+            if arrays.unit_roundoff(checks.precision(name, basis)) < arrays.unit_roundoff(precision):
+                dtype = arrays.dtype_name(basis)
+                raise TypeError(f"{name}: dtype {dtype}; it must be {precision} or narrower, as lambda_ is")
+        own = bases.slice(n, self.D, self.d)
+        B = arrays.permute(xp, arrays.widen(xp, own.B, precision), (1, 0, 2))
+        object.__setattr__(self, "_A", arrays.widen(xp, own.A, precision))
+        object.__setattr__(self, "_B", xp.reshape(B, (self.D, n * self.rank)))
+        return "A", "B"
+
+    def _arrays(self) -> Arrays:
+        n, r, D, d = self.n, self.rank, self.D, self.d
+        learned: Arrays = {"lambda_": (self.lambda_, (n, r)), "gamma": (self.gamma, (n, d))}
+        return learned | {"A": (self._A, (r, d)), "B": (self._B, (D, n * r))}
+
+    # -- the order of contraction -------------------------------------------------------------------------
 
     def _order(self, rows: int, masked: bool, keep_merged: bool) -> Order:
         if self.order is not None:
@@ -224,96 +209,20 @@ class RandLoRA(LinearAdapter):
         costs = contraction_costs(rows, self.D, self.d, self.n, self.rank, masked=masked, keep_merged=keep_merged)
         return min(costs, key=lambda order: costs[order])
 
-    def _apply(self, xp: Any, p: Array, weight: Array | None, keep_merged: bool = False) -> tuple[Array, Kept]:
-        order = self._order(p.shape[0], weight is None, keep_merged)
+    def _apply(self, xp: Any, x: Array, weight: Array | None, keep_merged: bool) -> tuple[Array, Any]:
+        order = self._order(x.shape[0], weight is None, keep_merged)
         if order == "merged":
-            formed = self._delta(xp) if weight is None else weight + self._delta(xp)
-            return p @ formed.T, Kept(order, None, formed if keep_merged else None)
-        formed = self._K(xp) if order == "thin" else None
-        if self.tall:
-            inner = self._project(xp, p, formed)
-            step = (inner * self._scales(xp)) @ self._B.T
-        else:
-            inner = p @ self._B
-            step = self._gather(xp, self._spread(xp, inner * self._scales(xp), formed), formed)
-        return (step if weight is None else p @ weight.T + step), Kept(order, inner, formed if keep_merged else None)
+            y, kept = super()._apply(xp, x, weight, keep_merged)
+            return y, (order, kept)
+        step, kept = orders.apply(xp, self, order, x, keep_merged)
+        return (step if weight is None else x @ weight.T + step), (order, kept)
 
-    def _pull_back(
-        self, xp: Any, q: Array, p: Array, weight: Array | None, inner: Kept
-    ) -> tuple[Array, tuple[Array, ...]]:
-        d_side, D_side = (p, q) if self.tall else (q, p)
-        formed = inner.formed
-        if inner.order == "merged":
-            if formed is None:
-                formed = self._delta(xp) if weight is None else weight + self._delta(xp)
-            T, N = p.shape[0], self.n * self.rank
-            if self.D * self.d * (T + N) <= T * N * (self.D + self.d):  # 𝐁ᵀ(qᵀp) or (q𝐁)ᵀp, the cheaper
-                dS = self._B.T @ (D_side.T @ d_side)
-            else:
-                dS = (D_side @ self._B).T @ d_side
-            return q @ formed, self._learned(xp, dS)
-        if inner.order == "thin" and formed is None:
-            formed = self._K(xp)
-        z: Array = inner.projection if self.tall else self._project(xp, d_side, formed)
-        v: Array = D_side @ self._B if self.tall else inner.projection
-        u = v * self._scales(xp)
-        spread = self._spread(xp, u, formed)
-        step = self._gather(xp, spread, formed) if self.tall else (z * self._scales(xp)) @ self._B.T
-        if formed is None:
-            d_gamma = xp.sum(d_side[:, None, :] * spread, axis=0)
-        else:
-            P = self._by_terms(xp, u.T @ d_side)
-            P *= self._A
-            d_gamma = xp.sum(P, axis=1)
-        d_lambda = self.scaling * self._by_terms(xp, xp.sum(v * z, axis=0)[:, None])[:, :, 0]
-        return (step if weight is None else q @ weight + step), (d_lambda, d_gamma)
+    def _pull_back(self, xp: Any, dy: Array, x: Array, weight: Array | None, inner: Any) -> tuple[Array, Any]:
+        order, kept = inner
+        if order == "merged":
+            return super()._pull_back(xp, dy, x, weight, kept)
+        step, learned = orders.pull_back(xp, self, order, dy, x, kept)
+        return (step if weight is None else dy @ weight + step), learned
 
-    # Rows of S and K, and columns of 𝐁, v, z and u, are in one order: term by term, or rank by rank if crossed.
 
-    def _by_terms(self, xp: Any, x: Array) -> Array:
-        """(n·r, k) in that order as (n, r, k)."""
-        if self._crossed:
-            return arrays.permute(xp, xp.reshape(x, (self.rank, self.n, x.shape[1])), (1, 0, 2))
-        return xp.reshape(x, (self.n, self.rank, x.shape[1]))
-
-    def _scales(self, xp: Any) -> Array:
-        """s·Λ as (n·r,)."""
-        scaled = self.scaling * self.lambda_
-        return xp.reshape(scaled.T if self._crossed else scaled, (self.n * self.rank,))
-
-    def _K(self, xp: Any) -> Array:
-        """K (n·r, d), the Khatri-Rao product: row (j, k) is A[k, :]∘Γ_j. S is diag(s·Λ) K."""
-        A, gamma = (self._A[:, None, :], self.gamma[None, :, :]) if self._crossed else (self._A, self.gamma[:, None, :])
-        return xp.reshape(A * gamma, (self.n * self.rank, self.d))
-
-    def _delta(self, xp: Any) -> Array:
-        """ΔW (out, in): M = 𝐁 S, or its transpose."""
-        S = self._scales(xp)[:, None] * self._K(xp)
-        return self._B @ S if self.tall else S.T @ self._B.T
-
-    def _learned(self, xp: Any, dS: Array) -> tuple[Array, Array]:
-        """∂L/∂Λ (n, r) and ∂L/∂Γ (n, d) from dS = ∂L/∂S = 𝐁ᵀG_M (n·r, d), which is overwritten."""
-        P = self._by_terms(xp, dS)
-        P *= self._A
-        d_lambda = self.scaling * (P @ self.gamma[:, :, None])[:, :, 0]
-        d_gamma = ((self.scaling * self.lambda_)[:, None, :] @ P)[:, 0, :]
-        return d_lambda, d_gamma
-
-    def _project(self, xp: Any, p: Array, K: Array | None) -> Array:
-        """z = p Kᵀ (T, n·r); without K, (p∘Γ_j) Aᵀ for every j."""
-        if K is not None:
-            return p @ K.T
-        z = (p[:, None, :] * self.gamma[None, :, :]) @ self._A.T
-        return xp.reshape(arrays.swap_last(z) if self._crossed else z, (p.shape[0], self.n * self.rank))
-
-    def _spread(self, xp: Any, u: Array, K: Array | None) -> Array:
-        """u (T, n·r) itself; without K, u_j A for every j, (T, n, d)."""
-        if K is not None:
-            return u
-        if self._crossed:
-            return arrays.swap_last(xp.reshape(u, (u.shape[0], self.rank, self.n))) @ self._A
-        return xp.reshape(u, (u.shape[0], self.n, self.rank)) @ self._A
-
-    def _gather(self, xp: Any, spread: Array, K: Array | None) -> Array:
-        """u K (T, d) of what ``_spread`` made of u: Σ_j (u_j A)∘Γ_j."""
-        return spread @ K if K is not None else xp.sum(spread * self.gamma[None, :, :], axis=1)
+Grads = RandLoRAGrads = RandLoRA.GRADS

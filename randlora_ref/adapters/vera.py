@@ -7,33 +7,16 @@ With G = ∂L/∂ΔW:  ∂L/∂λ_b[o] = Σ_{k,i} B[o,k] λ_d[k] A[k,i] G[o,i], 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
-
-import numpy as np
+from typing import Any, Self, Unpack
 
 from .. import arrays, checks
-from .base import Factors, LinearAdapter, options, uniform
+from .base import Arrays, Factors, LinearAdapter, Made, Maker
 
 Array = Any
 
 
-class VeRAGrads(NamedTuple):
-    """Gradients of the loss; ``weight`` is None unless asked for, ``bias`` None where the layer has none."""
-
-    lambda_b: Array
-    lambda_d: Array
-    weight: Array | None
-    bias: Array | None
-
-
 def vera_bases(
-    shapes: Sequence[tuple[int, int]],
-    rank: int = 256,
-    *,
-    seed: int = 0,
-    dtype: str = "float32",
-    xp: Any = np,
-    device: Any = None,
+    shapes: Sequence[tuple[int, int]], rank: int = 256, *, seed: int = 0, **made: Unpack[Made]
 ) -> tuple[Array, Array]:
     """The frozen A (r, in_max) and B (out_max, r) that layers of ``shapes`` (out, in) share.
 
@@ -43,41 +26,23 @@ def vera_bases(
     shapes = checks.layer_shapes(shapes)
     checks.integer("rank", rank)
     rows, columns = (max(shape[axis] for shape in shapes) for axis in (0, 1))
-    A = uniform(columns, rank, (6 / columns) ** 0.5, stream=1, seed=seed, dtype=dtype, xp=xp, device=device).T
-    return A, uniform(rows, rank, (6 / rank) ** 0.5, stream=2, seed=seed, dtype=dtype, xp=xp, device=device)
+    make = Maker(seed, **made)
+    return make.uniform(columns, rank, (6 / columns) ** 0.5).T, make.uniform(rows, rank, (6 / rank) ** 0.5, stream=2)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class VeRA(LinearAdapter):
+class VeRA(LinearAdapter, learned=("lambda_b", "lambda_d")):
     """A VeRA adapter of one weight (out, in), from given arrays lambda_b (out,) and lambda_d (r,).
 
     ``A`` and ``B`` may be larger than the layer, which takes the first in columns of A and the first out rows of B.
     Raises TypeError or ValueError that names the argument.
     """
 
-    LEARNED: ClassVar[tuple[str, ...]] = ("lambda_b", "lambda_d")
-    GRADS = VeRAGrads
     rank: int
     A: Array
     B: Array
     lambda_b: Array
     lambda_d: Array
-
-    def __post_init__(self) -> None:
-        out_features, in_features, rank = self.out_features, self.in_features, self.rank
-        out_features, in_features, rank = checks.sizes(out_features, in_features, rank)
-        checks.namespace(A=self.A, B=self.B)
-        if self.A.ndim != 2 or self.A.shape[1] < in_features:
-            raise ValueError(f"A: shape {tuple(self.A.shape)}; it must be ({rank}, {in_features}) or wider")
-        if self.B.ndim != 2 or self.B.shape[0] < out_features:
-            raise ValueError(f"B: shape {tuple(self.B.shape)}; it must be ({out_features}, {rank}) or taller")
-        A, B = self._own
-        self._check(
-            lambda_b=(self.lambda_b, (out_features,)),
-            lambda_d=(self.lambda_d, (rank,)),
-            A=(A, (rank, in_features)),
-            B=(B, (out_features, rank)),
-        )
 
     @classmethod
     def start(
@@ -89,9 +54,7 @@ class VeRA(LinearAdapter):
         bases: tuple[Array, Array] | None = None,
         d_initial: float = 0.1,
         seed: int = 0,
-        dtype: str = "float32",
-        xp: Any = np,
-        device: Any = None,
+        **made: Unpack[Made],
     ) -> Self:
         """An adapter as PEFT 0.21.2 starts it: λ_b = 0, λ_d = 0.1, so ΔW = 0.
 
@@ -99,19 +62,11 @@ class VeRA(LinearAdapter):
         """
         out_features, in_features, rank = checks.sizes(out_features, in_features, rank)
         checks.number("d_initial", d_initial)
-        if bases is None:
-            bases = vera_bases([(out_features, in_features)], rank, seed=seed, dtype=dtype, xp=xp, device=device)
-        xp, device = checks.namespace(A=bases[0], B=bases[1]), arrays.device_of(bases[0])
-        made = options(dtype, xp, device)
-        return cls(
-            out_features=out_features,
-            in_features=in_features,
-            rank=rank,
-            A=bases[0],
-            B=bases[1],
-            lambda_b=xp.zeros((out_features,), **made),
-            lambda_d=xp.full((rank,), d_initial, **made),
-        )
+        A, B = vera_bases([(out_features, in_features)], rank, seed=seed, **made) if bases is None else bases
+        made["xp"], made["device"] = checks.namespace(A=A, B=B), arrays.device_of(A)
+        make = Maker(seed, **made)
+        size: dict[str, Any] = {"out_features": out_features, "in_features": in_features, "rank": rank}
+        return cls(**size, A=A, B=B, lambda_b=make.zeros(out_features), lambda_d=make.full(d_initial, rank))
 
     @property
     def _own(self) -> tuple[Array, Array]:
@@ -128,19 +83,31 @@ class VeRA(LinearAdapter):
         A, B = self._own
         return ((self.lambda_b, B, self.lambda_d, A),)
 
-    def _apply(self, xp: Any, p: Array, weight: Array | None, keep_merged: bool) -> tuple[Array, Any]:
+    def _apply(self, xp: Any, x: Array, weight: Array | None, keep_merged: bool) -> tuple[Array, Any]:
         A, B = self._own
-        z = p @ A.T
-        u = (z * self.lambda_d) @ B.T
+        z = x @ A.T  # (T, r)
+        u = (z * self.lambda_d) @ B.T  # (T, out)
         step = u * self.lambda_b
-        return (step if weight is None else p @ weight.T + step), (z, u)
+        return (step if weight is None else x @ weight.T + step), (z, u)
 
-    def _pull_back(
-        self, xp: Any, q: Array, p: Array, weight: Array | None, inner: Any
-    ) -> tuple[Array, tuple[Array, ...]]:
-        """∂L/∂λ_b = Σ_t q∘u and ∂L/∂λ_d = Σ_t v∘z, with v = (q∘λ_b) B."""
+    def _pull_back(self, xp: Any, dy: Array, x: Array, weight: Array | None, inner: Any) -> tuple[Array, Any]:
+        """∂L/∂λ_b = Σ_t dy∘u and ∂L/∂λ_d = Σ_t v∘z, with v = (dy∘λ_b) B."""
         (A, B), (z, u) = self._own, inner
-        v = (q * self.lambda_b) @ B
-        step = (v * self.lambda_d) @ A
-        learned = (xp.sum(q * u, axis=0), xp.sum(v * z, axis=0))
-        return (step if weight is None else q @ weight + step), learned
+        v = (dy * self.lambda_b) @ B  # (T, r)
+        step = (v * self.lambda_d) @ A  # (T, in)
+        learned = (xp.sum(dy * u, axis=0), xp.sum(v * z, axis=0))
+        return (step if weight is None else dy @ weight + step), learned
+
+    def _arrays(self) -> Arrays:
+        (out_features, in_features), r = self.shape, self.rank
+        checks.namespace(A=self.A, B=self.B)
+        if self.A.ndim != 2 or self.A.shape[1] < in_features:
+            raise ValueError(f"A: shape {tuple(self.A.shape)}; it must be ({r}, {in_features}) or wider")
+        if self.B.ndim != 2 or self.B.shape[0] < out_features:
+            raise ValueError(f"B: shape {tuple(self.B.shape)}; it must be ({out_features}, {r}) or taller")
+        A, B = self._own
+        learned: Arrays = {"lambda_b": (self.lambda_b, (out_features,)), "lambda_d": (self.lambda_d, (r,))}
+        return learned | {"A": (A, (r, in_features)), "B": (B, (out_features, r))}
+
+
+VeRAGrads = VeRA.GRADS

@@ -1,50 +1,17 @@
-"""RandLoRA-a and -b: exact on integers, their ranks and counts, their starts, what they refuse."""
+"""RandLoRA-a and -b: their ranks and counts, their starts, what they refuse."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from randlora_ref import RandLoRA
 from randlora_ref.adapters import RandLoRAa, randlora_b
 from randlora_ref.rank import certify_rank
 
 
-def arguments(case: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    D, d, r, n = max(case.shape), min(case.shape), case.rank, 1 + case.seed % 4
-    learned = {"lambda_": case.integers(n, r, salt=1), "gamma": case.integers(n, d, salt=2)}
-    A, B = case.integers(n, r, d, salt=3, size=1), case.integers(n, D, r, salt=4, size=1)
-    return learned, {"A": A, "B": B}, {"rank": r, "scale": 2}
-
-
-def plain(shape: Any, lambda_: Any, gamma: Any, A: Any, B: Any, rank: int, scale: int) -> Any:
-    M = scale * np.einsum("aok,ak,bki,bi->oi", B, lambda_, A, gamma)
-    return M if shape[0] >= shape[1] else M.T
-
-
-METHOD = SimpleNamespace(cls=RandLoRAa, arguments=arguments, plain=plain)
-
-
-@given(data=st.data())
-def test_forward_and_gradients_are_exact_on_integers(properties: Any, library: Any, data: Any) -> None:
-    properties.forward_and_gradients(METHOD, library, data.draw(properties.cases))
-
-
-@given(data=st.data())
-def test_update_factors_merge_count_replace(properties: Any, library: Any, data: Any) -> None:
-    properties.update(METHOD, library, data.draw(properties.cases))
-
-
-@given(data=st.data())
-def test_complex_values_pass_through(properties: Any, library: Any, data: Any) -> None:
-    properties.complex_values(METHOD, library, data.draw(properties.cases))
-
-
-def test_a_starts_at_zero(properties: Any, library: Any) -> None:
-    adapter = properties.starts(lambda **other: RandLoRAa.start(9, 7, 2, **other), library)
+def test_a_starts_at_zero() -> None:
+    adapter = RandLoRAa.start(9, 7, 2, dtype="float64")
     assert adapter.n == 4
     assert adapter.scaling == 0.5
     assert np.all(adapter.gamma == 1 / 7)
@@ -94,7 +61,7 @@ def test_b_of_the_papers_example() -> None:
     assert (half.num_parameters(), 128 * (6 + 768)) == (98_688, 99_072)
 
 
-def test_bad_input(properties: Any) -> None:
+def test_bad_input() -> None:
     good = {
         "out_features": 5,
         "in_features": 3,
@@ -104,7 +71,6 @@ def test_bad_input(properties: Any) -> None:
         "lambda_": np.ones((4, 2)),
         "gamma": np.ones((4, 3)),
     }
-    properties.refusals(lambda: RandLoRAa(**good), good)
     with pytest.raises(ValueError, match=r"scale: inf"):
         RandLoRAa(**good, scale=float("inf"))
     for wrong in (0, 1):

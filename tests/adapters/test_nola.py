@@ -1,47 +1,13 @@
-"""NoLA: exact on integers, its count, its start, what it refuses."""
-
-from types import SimpleNamespace
-from typing import Any
+"""NoLA: its count, its start, what it refuses."""
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from randlora_ref.adapters import NoLA
 
 
-def arguments(case: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    (out_features, in_features), r, k = case.shape, case.rank, 1 + case.seed % 5
-    learned = {"c0": case.integers(k, salt=1), "c1": case.integers(k, salt=2)}
-    A, B = case.integers(k, r, in_features, salt=3, size=1), case.integers(k, out_features, r, salt=4, size=1)
-    return learned, {"A": A, "B": B}, {"rank": r, "alpha": 2 * r}
-
-
-def plain(shape: Any, c0: Any, c1: Any, A: Any, B: Any, rank: int, alpha: float) -> Any:
-    return alpha // rank * np.einsum("b,bor,c,cri->oi", c0, B, c1, A)
-
-
-METHOD = SimpleNamespace(cls=NoLA, arguments=arguments, plain=plain)
-
-
-@given(data=st.data())
-def test_forward_and_gradients_are_exact_on_integers(properties: Any, library: Any, data: Any) -> None:
-    properties.forward_and_gradients(METHOD, library, data.draw(properties.cases))
-
-
-@given(data=st.data())
-def test_update_factors_merge_count_replace(properties: Any, library: Any, data: Any) -> None:
-    properties.update(METHOD, library, data.draw(properties.cases))
-
-
-@given(data=st.data())
-def test_complex_values_pass_through(properties: Any, library: Any, data: Any) -> None:
-    properties.complex_values(METHOD, library, data.draw(properties.cases))
-
-
-def test_start_is_the_papers_code(properties: Any, library: Any) -> None:
-    adapter = properties.starts(lambda **other: NoLA.start(9, 7, 2, num_bases=50, **other), library, zero=False)
+def test_start_is_the_papers_code() -> None:
+    adapter = NoLA.start(9, 7, 2, num_bases=50, dtype="float64")
     assert np.all(adapter.c0 == 1 / 50)
     assert np.all(adapter.c1 == 1 / 50)
     default = NoLA.start(6, 5)
@@ -62,7 +28,7 @@ def test_count() -> None:
     assert NoLA.start(77, 33).num_parameters() == 2048
 
 
-def test_bad_input(properties: Any) -> None:
+def test_bad_input() -> None:
     good = {
         "out_features": 5,
         "in_features": 3,
@@ -72,7 +38,6 @@ def test_bad_input(properties: Any) -> None:
         "c0": np.ones(4),
         "c1": np.ones(4),
     }
-    properties.refusals(lambda: NoLA(**good), good)
     with pytest.raises(ValueError, match=r"c1: shape \(3,\); it must be \(4,\)"):
         NoLA(**{**good, "c1": np.ones(3)})
     for wrong in (0, 2.0, True):

@@ -200,15 +200,15 @@ adapters/base.py: block models
     return weight - self.delta_weight()
 adapters/randlora.py: block
 ∂L/∂Λ without the scaling
-    d_lambda = self.scaling * (P @ self.gamma[:, :, None])[:, :, 0]
+    d_lambda = s * (P @ self.gamma[:, :, None])[:, :, 0]
     d_lambda = (P @ self.gamma[:, :, None])[:, :, 0]
 Γ squared
     xp.reshape(A * gamma, (self.n * self.rank, self.d))
     xp.reshape(A * gamma * gamma, (self.n * self.rank, self.d))
 adapters/randlora.py: block models
 Λ not zero at the start
-    xp.full((n, rank), lambda_value, **made)
-    xp.full((n, rank), lambda_value + 1e-3, **made)
+    make.full(lambda_value, n, rank)
+    make.full(lambda_value + 1e-3, n, rank)
 """
 
 

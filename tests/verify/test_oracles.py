@@ -166,14 +166,15 @@ def faults() -> dict[str, tuple[str, Any, str, Any]]:
     """What is broken by hand: the property that must see it, then owner, name and replacement."""
     from randlora_ref.adapters.randlora import RandLoRA
 
-    pull_back, K, words = RandLoRA._learned, RandLoRA._K, audit.prng.philox_words
+    pull_back, K, words = RandLoRA._pull_back_delta, RandLoRA._K, audit.prng.philox_words
     basis, pullback = spec.term_basis, spec.pullback
 
-    def unscaled(self: Any, xp: Any, dS: Any) -> Any:
-        return tuple(gradient / self.scaling for gradient in pull_back(self, xp, dS))
+    def unscaled(self: Any, xp: Any, dy: Any, x: Any) -> Any:
+        return tuple(gradient / self.scaling for gradient in pull_back(self, xp, dy, x))
 
-    def gamma_without_lambda(self: Any, xp: Any, dS: Any) -> Any:
-        return pull_back(self, xp, dS)[0], pull_back(self.replace(lambda_=0 * self.lambda_ + 1), xp, dS)[1]
+    def gamma_without_lambda(self: Any, xp: Any, dy: Any, x: Any) -> Any:
+        ones = self.replace(lambda_=0 * self.lambda_ + 1)
+        return pull_back(self, xp, dy, x)[0], pull_back(ones, xp, dy, x)[1]
 
     def lambda_without_gamma(G: Any, A: Any, B: Any, lambda_: Any, gamma: Any, *rest: Any) -> Any:
         return pullback(G, A, B, lambda_, 0 * gamma + 1, *rest)[0], pullback(G, A, B, lambda_, gamma, *rest)[1]
@@ -183,8 +184,8 @@ def faults() -> dict[str, tuple[str, Any, str, Any]]:
 
     exact, real = "layer: every order", "layer, float64: worst relative error of"
     return {
-        "scaling left out of the gradients": (exact, RandLoRA, "_learned", unscaled),
-        "dΓ without Λ": (exact, RandLoRA, "_learned", gamma_without_lambda),
+        "scaling left out of the gradients": (exact, RandLoRA, "_pull_back_delta", unscaled),
+        "dΓ without Λ": (exact, RandLoRA, "_pull_back_delta", gamma_without_lambda),
         "K off in the tenth digit": (real, RandLoRA, "_K", lambda self, xp: K(self, xp) * (1 + 1e-10)),
         "K not finite": (exact, RandLoRA, "_K", lambda self, xp: K(self, xp) + float("nan")),
         "Philox one word late": ("Philox", audit.prng, "philox_words", one_late),

@@ -1,0 +1,134 @@
+"""Two more orders of contraction for RandLoRA: the sums of ``randlora``'s merged one, sooner done for fewer rows.
+
+    ΔW = 𝐁 diag(c) K, or its transpose if out < in;    c = s·vec Λ (n·r,),    K (n·r, d): rows A[k, :]∘Γ_j
+
+ΔW and G = ∂L/∂ΔW are never formed. Rows x (T, in) go through the two thin matrices by way of z (T, n·r), and dy
+(T, out) comes back by way of v (T, n·r):
+
+    out >= in    z = x Kᵀ    x ΔWᵀ = (z∘c) 𝐁ᵀ    v = dy 𝐁     dy ΔW = (v∘c) K     ∂L/∂K = (v∘c)ᵀ x
+    out <  in    z = x 𝐁     x ΔWᵀ = (z∘c) K     v = dy Kᵀ    dy ΔW = (v∘c) 𝐁ᵀ    ∂L/∂K = (z∘c)ᵀ dy
+
+and in both ∂L/∂c = Σ_t v∘z, ∂L/∂Γ_j = Σ_k A[k, :]∘(∂L/∂K)_jk. "thin" forms K, as PEFT does; "termwise" does not.
+"""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from .. import arrays
+
+if TYPE_CHECKING:
+    from .randlora import RandLoRA
+
+Array = Any
+Order = Literal["merged", "thin", "termwise"]
+ORDERS: tuple[Order, ...] = ("merged", "thin", "termwise")
+
+# One element-wise operation takes the time of about this many operations inside a matrix product (measured on two
+# cores, float32: ``examples/bench_layer.py``). It decides between orders alone, never a result.
+ELEMENTWISE = 32
+
+
+def contraction_costs(
+    rows: int, D: int, d: int, n: int, r: int, *, masked: bool = False, keep_merged: bool = False
+) -> dict[Order, float]:
+    """Flops of forward and backward of one layer for ``rows`` inputs, in each order of contraction.
+
+    merged    ΔW is formed, y and ∂L/∂x go through W0 + ΔW, and 𝐁ᵀG is 𝐁ᵀ(dyᵀ x) or (dy 𝐁)ᵀ x, the cheaper
+    thin      x and dy go through K, Λ and 𝐁; what PEFT does
+    termwise  neither ΔW nor K is formed: ((x∘Γ_j)Aᵀ∘Λ_j)B_jᵀ for all j at once; for few rows
+
+    Element-wise operations count ``ELEMENTWISE`` times: they wait for memory.
+    """
+    N = n * r
+    frozen, form, through_K, through_B = 4 * rows * D * d, 2 * D * N * d, 2 * rows * N * d, 2 * rows * D * N
+    K, pullback = 2 * N * d, 5 * N * d
+    again = 1 if keep_merged else 2  # times ΔW is formed
+    beside = frozen if masked else 0  # with dropout, x and x∘m take two ways
+    through_G = min(frozen / 2 + form, through_B + through_K)
+    return {
+        "merged": frozen + beside + again * form + through_G + ELEMENTWISE * (again * (K + D * d) + pullback),
+        "thin": frozen + 2 * through_B + 3 * through_K + ELEMENTWISE * (2 * K + pullback),
+        "termwise": frozen + 2 * through_B + 2 * through_K + ELEMENTWISE * rows * n * (5 * d + 5 * r),
+    }
+
+
+class Thin:
+    """Rows through K (n·r, d), formed once, or given."""
+
+    def __init__(self, xp: Any, layer: "RandLoRA", K: Array | None) -> None:
+        self.xp, self.layer, self.K = xp, layer, layer._K(xp) if K is None else K
+
+    def project(self, p: Array) -> Array:
+        """p Kᵀ (T, n·r) of p (T, d)."""
+        return p @ self.K.T
+
+    def spread(self, u: Array) -> Array:
+        """What the two below begin with of u (T, n·r): u itself."""
+        return u
+
+    def gather(self, spread: Array) -> Array:
+        """u K (T, d)."""
+        return spread @ self.K
+
+    def d_gamma(self, spread: Array, p: Array) -> Array:
+        """∂L/∂Γ (n, d) from ∂L/∂K = uᵀp: Σ_k A[k, :]∘(uᵀp)_jk."""
+        return self.xp.sum(self.layer._terms(self.xp, spread.T @ p) * self.layer._A, axis=1)
+
+
+class Termwise:
+    """The same rows, term by term and all terms at once, with no K."""
+
+    def __init__(self, xp: Any, layer: "RandLoRA", K: None) -> None:
+        self.xp, self.layer, self.K = xp, layer, K
+
+    def project(self, p: Array) -> Array:
+        """(p∘Γ_j) Aᵀ for every j."""
+        z = (p[:, None, :] * self.layer.gamma) @ self.layer._A.T  # (T, n, r)
+        z = arrays.swap_last(z) if self.layer._crossed else z
+        return self.xp.reshape(z, (p.shape[0], self.layer.n * self.layer.rank))
+
+    def spread(self, u: Array) -> Array:
+        """u_j A (T, n, d) for every j."""
+        n, r = self.layer.n, self.layer.rank
+        if self.layer._crossed:
+            return arrays.swap_last(self.xp.reshape(u, (u.shape[0], r, n))) @ self.layer._A
+        return self.xp.reshape(u, (u.shape[0], n, r)) @ self.layer._A
+
+    def gather(self, spread: Array) -> Array:
+        """Σ_j (u_j A)∘Γ_j."""
+        return self.xp.sum(spread * self.layer.gamma, axis=1)
+
+    def d_gamma(self, spread: Array, p: Array) -> Array:
+        """Σ_t p_t∘(u_j A)_t for every j."""
+        return self.xp.sum(p[:, None, :] * spread, axis=0)
+
+
+THROUGH_K: dict[Order, Any] = {"thin": Thin, "termwise": Termwise}
+
+
+def apply(xp: Any, layer: "RandLoRA", order: Order, x: Array, keep: bool) -> tuple[Array, Any]:
+    """x ΔWᵀ (T, out) of x (T, in); z, and K if it is formed and to ``keep``."""
+    K, B, c = THROUGH_K[order](xp, layer, None), layer._B, layer._c(xp)
+    if layer.tall:
+        z = K.project(x)  # (T, n·r)
+        step = (z * c) @ B.T
+    else:
+        z = x @ B
+        step = K.gather(K.spread(z * c))
+    return step, (z, K.K if keep else None)
+
+
+def pull_back(
+    xp: Any, layer: "RandLoRA", order: Order, dy: Array, x: Array, cache: Any
+) -> tuple[Array, tuple[Array, ...]]:
+    """dy ΔW (T, in) of dy (T, out), ∂L/∂Λ (n, r) and ∂L/∂Γ (n, d), with ∂L/∂Λ = s·∂L/∂c."""
+    z, formed = cache
+    K, B, c = THROUGH_K[order](xp, layer, formed), layer._B, layer._c(xp)
+    if layer.tall:
+        v = dy @ B  # (T, n·r)
+        spread = K.spread(v * c)
+        step, d_gamma = K.gather(spread), K.d_gamma(spread, x)
+    else:
+        v = K.project(dy)
+        step, d_gamma = (v * c) @ B.T, K.d_gamma(K.spread(z * c), dy)
+    d_c = xp.sum(v * z, axis=0)[:, None]  # (n·r, 1)
+    return step, (layer.scaling * layer._terms(xp, d_c)[:, :, 0], d_gamma)
