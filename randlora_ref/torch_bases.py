@@ -98,9 +98,7 @@ def _normal(generator: np.random.MT19937, basis: Floats, *, fan_in: int) -> None
     """
     size = basis[:, 0, :].size
     if size < 16:
-        raise ValueError(
-            f"kind: 'normal' with D·r = {size}; it must be 16 or more, torch draws fewer in another way"
-        )
+        raise ValueError(f"kind: 'normal' with D·r = {size}; it must be 16 or more, torch draws fewer in another way")
     for term in range(basis.shape[1]):
         words = mt19937_words(generator, size)
         drawn = _box_muller(words[: size - size % 16])

@@ -56,7 +56,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import update as layer
-from .update import Array, Pairing, rows, weight_cotangent
+from .update import Array, Orientation, Pairing, rows, weight_cotangent
 
 Parameters = Mapping[str, tuple[Array, Array | None]]  # (weight, bias or None) by role
 
@@ -224,6 +224,7 @@ class Update(NamedTuple):
     scaling: Any = 1
     pairing: Pairing = "literal"
     dropout_mask: Array | None = None  # of the shape of the layer's x
+    orientation: Orientation = "paper"
 
 
 Updates = Mapping[str, Update]  # by role, any subset of the linear ones

@@ -34,9 +34,8 @@ the authors' own code flatten the terms of B and of ΛAΓ in two different order
 another column meets that row: ``pairing="crossed"``. It is a permutation of random columns, harmless to
 training, and a different ΔW from the same bases and the same Λ, Γ. See ``term_basis``.
 
-Any dtype works: float32, float64, complex128, int64, and object arrays of ``fractions.Fraction``. Only
-operators and indexing are used, so NumPy, CuPy and array-api-strict arrays do as well. Arguments are assumed
-to fit together; ``randlora_ref.RandLoRA`` is the layer that checks them.
+Any dtype works, object arrays of ``fractions.Fraction`` too. Only operators and indexing are used, so CuPy's and
+array-api-strict's arrays do as well. Arguments are assumed to fit; ``randlora_ref.RandLoRA`` checks them.
 
 Example 1: a 3×2 layer of rank 1, so n = 2. By hand, ΔW = [1 0 1]ᵀ·2·[1 2]·diag(1, 3) + [0 1 1]ᵀ·1·[1 2]·diag(2, 1).
 
@@ -74,11 +73,12 @@ array([[1, 2, 3, 4],
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 Array = Any  # NumPy, CuPy, array-api-strict: whatever has operators and indexing
 Pairing = Literal["literal", "crossed"]
 CountRule = Literal["ceil", "floor", "floor+1", "ceil+1"]
+Orientation = Literal["paper", "square_transposed", "never", "reshape"]
 
 SPEC_VERSION = "1.0"
 
@@ -93,15 +93,39 @@ class Gradients(NamedTuple):
     gamma: Array
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Shapes
-# ---------------------------------------------------------------------------------------------------------
+# -- shapes -----------------------------------------------------------------------------------------------
 
 
-def sides(shape: tuple[int, int]) -> tuple[int, int]:
-    """(D, d) of a layer of ``shape`` (out, in): its larger and its smaller side (§4.1)."""
+def sides(shape: tuple[int, int], orientation: Orientation = "paper") -> tuple[int, int]:
+    """(D, d) of a layer of ``shape`` (out, in): its larger and its smaller side (§4.1); under "never" as they are."""
     out_features, in_features = shape
-    return max(out_features, in_features), min(out_features, in_features)
+    return shape if orientation == "never" else (max(out_features, in_features), min(out_features, in_features))
+
+
+def is_transposed(shape: tuple[int, int], orientation: Orientation = "paper") -> bool:
+    """Whether ΔW (out, in) is the transpose of M = s·Σ_j B_j Λ_j A Γ_j (D, d).
+
+    "paper", PEFT and the official fork: if out < in. "square_transposed", the forward of the authors' CLIP code:
+    square layers too. "never", KRAdapter: none, D is ``out`` there. "reshape", their GPT-2 code: M.reshape(in, out)ᵀ,
+    which is Mᵀ if out <= in and a scramble beyond: ΔW[o, i] is number i·out + o of M.
+    """
+    out_features, in_features = shape
+    if orientation not in get_args(Orientation):
+        raise ValueError(f"orientation: {orientation!r}; it must be one of {', '.join(get_args(Orientation))}")
+    return orientation != "never" and (out_features < in_features + (orientation != "paper"))
+
+
+def oriented(M: Array, shape: tuple[int, int], orientation: Orientation = "paper", adjoint: bool = False) -> Array:
+    """ΔW (out, in) of M (D, d); or, ``adjoint``, ∂L/∂M of M = G: each entry goes back to where it came from."""
+    out_features, in_features = shape
+    if orientation != "reshape" or out_features <= in_features:
+        return M.T if is_transposed(shape, orientation) else M
+    result = 0 * M
+    for o in range(out_features):
+        for i in range(in_features):
+            here, there = (o, i), divmod(i * out_features + o, in_features)
+            result[there if adjoint else here] = M[here if adjoint else there]
+    return result
 
 
 def number_of_terms(shape: tuple[int, int], rank: int, rule: CountRule = "ceil") -> int:
@@ -111,34 +135,29 @@ def number_of_terms(shape: tuple[int, int], rank: int, rule: CountRule = "ceil")
     the official PEFT fork do; "floor" is what Table 9 prints (at least one term is kept); "floor+1" is the
     authors' GPT-2 and CLIP code; "ceil+1" their KRAdapter toy. The number of learned values is n·(r + d).
     """
-    _, d = sides(shape)
-    if rule == "ceil":
-        return -(-d // rank)
-    if rule == "floor":
-        return max(1, d // rank)
-    if rule == "floor+1":
-        return d // rank + 1
-    if rule == "ceil+1":
-        return -(-d // rank) + 1
-    raise ValueError(f"rule: {rule!r}; it must be 'ceil', 'floor', 'floor+1' or 'ceil+1'")
+    d = sides(shape)[1]
+    floor, ceil = d // rank, -(-d // rank)
+    terms = {"ceil": ceil, "floor": max(1, floor), "floor+1": floor + 1, "ceil+1": ceil + 1}
+    if rule not in terms:
+        raise ValueError(f"rule: {rule!r}; it must be one of {', '.join(terms)}")
+    return terms[rule]
 
 
-def layer_bases(A: Array, B: Array, n: int, shape: tuple[int, int]) -> tuple[Array, Array]:
+def layer_bases(
+    A: Array, B: Array, n: int, shape: tuple[int, int], orientation: Orientation = "paper"
+) -> tuple[Array, Array]:
     """The part of shared bases that one layer uses: A (r, d) and B (n, D, r) (§C.5.1)."""
-    D, d = sides(shape)
+    D, d = sides(shape, orientation)
     return A[:, :d], B[:n, :D, :]
 
 
-# ---------------------------------------------------------------------------------------------------------
-# The update, Eq. 4
-# ---------------------------------------------------------------------------------------------------------
+# -- the update, Eq. 4 ----------------------------------------------------------------------------------
 
 
 def term_basis(B: Array, j: int, pairing: Pairing = "literal") -> Array:
     """The D×r matrix that meets Λ_j A Γ_j in term j (j from 0), out of the layer's own B (n, D, r).
 
     "literal": B_j itself, as Eq. 4 says.
-
     "crossed": PEFT lays the columns of B out term by term, column k of B_j at place j·r + k, and the rows of
     ΛAΓ rank by rank, row k of term j at place k·n + j; then the same places meet. So row k of term j meets
     the column at place f = k·n + j of B, which is column f mod r of B_{f div r}. The two pairings agree where
@@ -164,19 +183,19 @@ def delta_weight(
     shape: tuple[int, int],
     scaling: Any = 1,
     pairing: Pairing = "literal",
+    orientation: Orientation = "paper",
 ) -> Array:
-    """ΔW (out, in) of a layer of ``shape`` (out, in): s·Σ_j B_j Λ_j A Γ_j, or its transpose if out < in.
+    """ΔW (out, in) of a layer of ``shape`` (out, in): M = s·Σ_j B_j Λ_j A Γ_j, or its transpose if out < in.
 
     ``A`` (r, >=d) and ``B`` (>=n, >=D, r) may be larger than the layer; n and r are those of ``lambda_``.
-    A square layer takes the sum itself, not its transpose (the paper, PEFT).
+    A square layer takes the sum itself, not its transpose (the paper, PEFT); see ``is_transposed``.
     """
     n = lambda_.shape[0]
-    A, B = layer_bases(A, B, n, shape)
+    A, B = layer_bases(A, B, n, shape, orientation)
     total = 0
     for j in range(n):
         total = total + ((term_basis(B, j, pairing) * lambda_[j, :]) @ A) * gamma[j, :]
-    total = scaling * total
-    return total if shape[0] >= shape[1] else total.T
+    return oriented(scaling * total, shape, orientation)
 
 
 def khatri_rao(A: Array, gamma: Array) -> Array:
@@ -196,23 +215,21 @@ def delta_weight_khatri_rao(
     shape: tuple[int, int],
     scaling: Any = 1,
     pairing: Pairing = "literal",
+    orientation: Orientation = "paper",
 ) -> Array:
     """ΔW again, in its other form: n·r terms of rank one, s·Σ_{j,k} B_j[:, k] Λ_j[k] K[j, k, :]."""
     n, r = lambda_.shape
-    A, B = layer_bases(A, B, n, shape)
+    A, B = layer_bases(A, B, n, shape, orientation)
     K = khatri_rao(A, gamma)
     total = 0
     for j in range(n):
         basis = term_basis(B, j, pairing)
         for k in range(r):
             total = total + (basis[:, k] * lambda_[j, k])[:, None] * K[j, k, :][None, :]
-    total = scaling * total
-    return total if shape[0] >= shape[1] else total.T
+    return oriented(scaling * total, shape, orientation)
 
 
-# ---------------------------------------------------------------------------------------------------------
-# The layer
-# ---------------------------------------------------------------------------------------------------------
+# -- the layer ------------------------------------------------------------------------------------------
 
 
 def forward(
@@ -226,13 +243,14 @@ def forward(
     scaling: Any = 1,
     pairing: Pairing = "literal",
     dropout_mask: Array | None = None,
+    orientation: Orientation = "paper",
 ) -> Array:
     """y = x (W0 + ΔW)ᵀ + b, of shape (…, out).
 
     With a ``dropout_mask`` m of the shape of x (0 where dropped, 1/(1 − p) where kept), the adapter alone sees
     x∘m: y = x W0ᵀ + (x∘m) ΔWᵀ + b, as PEFT has it.
     """
-    update = delta_weight(A, B, lambda_, gamma, weight.shape, scaling, pairing)
+    update = delta_weight(A, B, lambda_, gamma, weight.shape, scaling, pairing, orientation)
     x_adapter = x if dropout_mask is None else x * dropout_mask
     y = x @ weight.T + x_adapter @ update.T
     return y if bias is None else y + bias
@@ -256,7 +274,14 @@ def weight_cotangent(dy: Array, x: Array, like: Array) -> Array:
 
 
 def pullback(
-    G: Array, A: Array, B: Array, lambda_: Array, gamma: Array, scaling: Any = 1, pairing: Pairing = "literal"
+    G: Array,
+    A: Array,
+    B: Array,
+    lambda_: Array,
+    gamma: Array,
+    scaling: Any = 1,
+    pairing: Pairing = "literal",
+    orientation: Orientation = "paper",
 ) -> tuple[Array, Array]:
     """(∂L/∂Λ, ∂L/∂Γ) of shapes (n, r) and (n, d), from G = ∂L/∂ΔW (out, in).
 
@@ -274,15 +299,15 @@ def pullback(
 
     with what the two share, P_j[k, i] = Σ_o B_j[o, k] G[o, i] A[k, i], that is P_j = (B_jᵀ G) ∘ A (r, d). As
     matrices: the diagonals of s·B_jᵀ G Γ_j Aᵀ and of s·Aᵀ Λ_j B_jᵀ G. For out < in, ΔW is the transpose of the sum,
-    ⟨G, dΔW⟩ = ⟨Gᵀ, dΔWᵀ⟩, and Gᵀ takes G's place. Crossed, another basis takes B_j's (``term_basis``).
+    ⟨G, dΔW⟩ = ⟨Gᵀ, dΔWᵀ⟩, and Gᵀ takes G's place; ``oriented`` moves entries alone, and its adjoint moves them back.
+    Crossed, another basis takes B_j's (``term_basis``).
 
-    Both are linear in G, and neither depends on W0. At Λ = 0 the second is exactly zero. And Σ_k Λ_j[k] ∂L/∂Λ_j[k]
-    = Σ_i Γ_j[i] ∂L/∂Γ_j[i] for every term: both are s·Λ_jᵀ P_j Γ_j, for (c·Λ_j, Γ_j/c) is the same ΔW.
+    Both are linear in G. At Λ = 0 the second is exactly zero. Σ_k Λ_j[k] ∂L/∂Λ_j[k] = Σ_i Γ_j[i] ∂L/∂Γ_j[i] for every
+    term: both are s·Λ_jᵀ P_j Γ_j, for (c·Λ_j, Γ_j/c) is the same ΔW.
     """
     n = lambda_.shape[0]
-    A, B = layer_bases(A, B, n, G.shape)
-    if G.shape[0] < G.shape[1]:  # ΔW is the transpose of the sum
-        G = G.T
+    A, B = layer_bases(A, B, n, G.shape, orientation)
+    G = oriented(G, G.shape, orientation, adjoint=True)  # ∂L/∂M (D, d)
     d_lambda, d_gamma = 0 * lambda_, 0 * gamma
     for j in range(n):
         P = (term_basis(B, j, pairing).T @ G) * A
@@ -302,17 +327,19 @@ def backward(
     scaling: Any = 1,
     pairing: Pairing = "literal",
     dropout_mask: Array | None = None,
+    orientation: Orientation = "paper",
 ) -> Gradients:
     """Gradients of a loss with ∂L/∂y = ``dy`` (…, out), for everything ``forward`` is given but the bases.
 
     ∂L/∂x = dy W0 + (dy ΔW)∘m      ∂L/∂W0 = Σ_t dy_t x_tᵀ      ∂L/∂b = Σ_t dy_t
     ∂L/∂ΔW = Σ_t dy_t (x_t∘m_t)ᵀ, and from it ∂L/∂Λ and ∂L/∂Γ (see ``pullback``)
     """
-    update = delta_weight(A, B, lambda_, gamma, weight.shape, scaling, pairing)
+    update = delta_weight(A, B, lambda_, gamma, weight.shape, scaling, pairing, orientation)
     x_adapter = x if dropout_mask is None else x * dropout_mask
     dx_adapter = dy @ update if dropout_mask is None else (dy @ update) * dropout_mask
     d_bias = 0 * weight[:, 0]
     for dy_t in rows(dy):
         d_bias = d_bias + dy_t
-    d_lambda, d_gamma = pullback(weight_cotangent(dy, x_adapter, weight), A, B, lambda_, gamma, scaling, pairing)
+    G = weight_cotangent(dy, x_adapter, weight)
+    d_lambda, d_gamma = pullback(G, A, B, lambda_, gamma, scaling, pairing, orientation)
     return Gradients(dy @ weight + dx_adapter, weight_cotangent(dy, x, weight), d_bias, d_lambda, d_gamma)

@@ -147,8 +147,8 @@ def first_steps(case: BlockCase, backend: Backend) -> float:
     block: Any = build_block(case)
     updates, ranks, wrong = dict[str, spec.Update](), dict.fromkeys(block.adapters, 0), 0
     for role, one in block.adapters.items():
-        numbers = one.bases.A, one.bases.B, one.lambda_, one.gamma, one.scaling
-        updates[role] = spec.Update._make([*map(fractions, numbers), one.dialect.pairing, None])
+        numbers = map(fractions, (one.bases.A, one.bases.B, one.lambda_, one.gamma, one.scaling))
+        updates[role] = spec.Update._make([*numbers, one.dialect.pairing, None, one.dialect.orientation])
     seen = spec.visible(case.size, case.causal, block.mask)
     tables = case.rotary and spec.rotary_tables(case.size, case.spec.head_width, *case.rotary)
     for step in range(3):
@@ -156,7 +156,7 @@ def first_steps(case: BlockCase, backend: Backend) -> float:
         for role, own in updates.items():
             delta = spec.delta_weight(*own[:4], shape=case.spec.shapes()[role], pairing=own.pairing)
             wrong += fraction_rank(delta) != ranks[role]
-            rounded[role] = spec.Update._make([*(np.asarray(x, float) for x in own[:5]), own.pairing, None])
+            rounded[role] = spec.Update._make([*(np.asarray(x, float) for x in own[:5]), *own[5:]])
         if step == 2:
             break
         arguments = block.x, case.spec, block.parameters, rounded, seen, tables

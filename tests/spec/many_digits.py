@@ -24,9 +24,9 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 
 
 def numbers(array: Any) -> Any:
-    """An array as nested lists of exact numbers; None as None."""
-    if array is None:
-        return None
+    """An array as nested lists of exact numbers; None and texts as they are."""
+    if array is None or isinstance(array, str):
+        return array
     return [numbers(part) for part in array] if np.ndim(array) else mpf(float(array))
 
 

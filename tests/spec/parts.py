@@ -158,11 +158,7 @@ def layers(block: Any, seed: int) -> Ratios:
         factors = [normal(rng, *shape) for shape in ((2, 3), (2, 5, 2), (2, 2), (2, 3))]
         factors = factors if out != inner else [normal(rng, *s) for s in ((2, 4), (2, 4, 2), (2, 2), (2, 4))]
         update = block.Update(*factors, 0.5, "crossed", mask if dropout else None) if updated else None
-        own = (
-            {name: part if name == "pairing" else numbers(part) for name, part in update._asdict().items()}
-            if update
-            else None
-        )
+        own = {name: numbers(part) for name, part in update._asdict().items()} if update else None
         y = block.linear(x, weight, bias, update)
         yield "linear", proof.distance(y, many_digits.linear(numbers(x), numbers(weight), numbers(bias), own))
         found = block.linear_backward(dy, x, weight, bias, update)._asdict()

@@ -188,7 +188,9 @@ def in_digits(built: Mapping[str, Any], directions: Mapping[str, Array] | None =
         for role, (weight, bias) in built["parameters"].items()
     }
     updates = {
-        role: {name: x if name == "pairing" else number(f"{role}/{name}", x) for name, x in update._asdict().items()}
+        role: {
+            name: number(f"{role}/{name}", x) if not isinstance(x, str) else x for name, x in update._asdict().items()
+        }
         for role, update in built["updates"].items()
     }
     return many_digits.block(number("x", built["x"]), built["kind"], parameters, updates, built["mask"])

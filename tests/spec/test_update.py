@@ -50,8 +50,9 @@ def test_the_worked_examples_are_right() -> None:
 
 def test_the_package_has_every_name_of_its_modules() -> None:
     """What was one module once, and what was added, is found under ``spec`` itself."""
-    names = "Array CountRule Gradients Pairing SPEC_VERSION backward delta_weight delta_weight_khatri_rao forward "
-    names += "khatri_rao layer_bases number_of_terms pullback rows sides term_basis weight_cotangent"
+    names = "Array CountRule Gradients Orientation Pairing SPEC_VERSION backward delta_weight delta_weight_khatri_rao "
+    names += "forward is_transposed khatri_rao layer_bases number_of_terms oriented pullback rows sides term_basis "
+    names += "weight_cotangent"
     for name in names.split():
         assert getattr(spec, name) is getattr(spec.update, name), name
     for name in (name for name in vars(spec.block) if not name.startswith("_")):
@@ -100,6 +101,37 @@ def test_every_gradient_by_the_exact_adjoint(case: dict[str, Any], seed: int) ->
         assert integers.adjoint_gap(f, case[name], gradient, step, case["dy"]) == 0
 
 
+ORIENTED = {  # ΔW (out, in) of M (D, d), as NumPy has it
+    "paper": lambda M, out, in_: M if out >= in_ else M.T,
+    "square_transposed": lambda M, out, in_: M if out > in_ else M.T,
+    "never": lambda M, out, in_: M,
+    "reshape": lambda M, out, in_: M.reshape(in_, out).T,
+}
+
+
+@given(st.sampled_from(sorted(ORIENTED)), DIMENSION, DIMENSION, DIMENSION, st.booleans(), st.integers(0, 2**32 - 1))
+def test_every_orientation(orientation: Any, out: int, in_: int, r: int, crossed: bool, seed: int) -> None:
+    """ΔW in both forms from Σ_j B_j Λ_j A Γ_j by NumPy, and ∂L/∂Λ, ∂L/∂Γ by the exact adjoint."""
+    rng, n = np.random.default_rng(seed), 3
+    D, d = (out, in_) if orientation == "never" else spec.sides((out, in_))
+    sizes = {"A": (r, d + 1), "B": (n + 1, D + 2, r), "lambda_": (n, r), "gamma": (n, d)}
+    own: dict[str, Any] = {name: integers.small(rng, *size) for name, size in sizes.items()}
+    own |= {"scaling": 2, "pairing": "crossed" if crossed else "literal", "orientation": orientation}
+    columns = own["B"][:n, :D].transpose(1, 0, 2).reshape(D, n * r)  # column f of [B_1 … B_n]
+    rows = own["lambda_"][:, :, None] * own["A"][:, :d] * own["gamma"][:, None, :]  # (n, r, d)
+    rows = (rows.swapaxes(0, 1) if crossed else rows).reshape(n * r, d)
+    right = ORIENTED[orientation](2 * columns @ rows, out, in_)
+    assert right.shape == (out, in_)
+    for function in (spec.delta_weight, spec.delta_weight_khatri_rao):
+        assert np.array_equal(function(shape=(out, in_), **own), right)
+    G = integers.small(rng, out, in_)
+    gradients = dict(zip(("lambda_", "gamma"), spec.pullback(G, **own), strict=True))
+    for name, gradient in gradients.items():
+        step = integers.small(rng, *own[name].shape)
+        moved = spec.delta_weight(shape=(out, in_), **(own | {name: own[name] + step}))
+        assert np.sum(G * (moved - right)) == np.sum(gradient * step)
+
+
 @given(layer_cases())
 def test_rationals_and_integers_give_the_same(case: dict[str, Any]) -> None:
     """Fractions, int64 and float64 through the same lines (the scaling ½ taken out, to stay whole)."""
@@ -134,7 +166,7 @@ def test_number_of_terms(rule: Any, expected: list[int]) -> None:
 
 def test_unknown_rules_are_named() -> None:
     """A wrong rule or pairing is an error that lists the right ones."""
-    with pytest.raises(ValueError, match="'round'; it must be 'ceil'"):
+    with pytest.raises(ValueError, match="'round'; it must be one of ceil, floor"):
         spec.number_of_terms((3, 3), 2, "round")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'mixed'; it must be 'literal'"):
         spec.term_basis(np.zeros((1, 2, 1)), 0, "mixed")  # type: ignore[arg-type]
