@@ -83,7 +83,7 @@ def draw_bases(
 ) -> Bases:
     """The shared bases of layers of ``shapes`` (out, in), A (r, d_max) and B (n_max, D_max, r), in ``dtype``.
 
-    Every dialect's, whether its layers run or not. ``kind`` is "dense", "sparse" (s = 6), "very_sparse" (s = √D_max;
+    ``kind`` is "dense", "sparse" (s = 6), "very_sparse" (s = √D_max;
     PEFT and the official fork: 2√d_max), "normal" (vision; to 3e-7, torch's logarithm and cosine are its own) or, for
     ``paper``, any sparsity s >= 2. ``draw_dtype`` is the type PEFT draws dense bases in, "bfloat16" unless it says
     "float16"; values are held in ``dtype``. ``context``, the network's context length, stands for ``shapes`` in nlg.
@@ -92,7 +92,7 @@ def draw_bases(
 
     Raises ValueError for a kind that the dialect has not, or that no seed determines (nlg's and vision's sparse ones).
     """
-    dialect, seed, rank = get_dialect(dialect, running=False), checks.seed(seed), checks.integer("rank", rank)
+    dialect, seed, rank = get_dialect(dialect), checks.seed(seed), checks.integer("rank", rank)
     shapes = checks.layer_shapes(shapes) if shapes or dialect.counted_side == "d" else []
     D, d = largest_shape(shapes, dialect, context)
     n = max(dialect.terms(shape, rank, context=context) for shape in [(D, d), *shapes])

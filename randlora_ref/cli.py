@@ -176,7 +176,7 @@ def dialects(arguments: argparse.Namespace) -> Output:
     choices = [key for key in rows["paper"] if key not in ("name", "runs", "source", "notes")]
     lines = []
     for row in rows.values():
-        lines.append(f"{row['name']}{'' if row['runs'] else ' (documented, not run)'}: {row['source']}")
+        lines.append(f"{row['name']}: {row['source']}")
         lines += [f"    {key:15} {row[key]}" for key in (*choices, "notes") if row[key] != ""]
     apart = [key for key in choices if rows["paper"][key] != rows["peft"][key]]
     lines.append(f"paper and peft part in: {', '.join(apart)}")
@@ -258,6 +258,8 @@ def steps(arguments: argparse.Namespace, progress: Progress) -> tuple[dict[str, 
         kind = float(kind)
     out_features, in_features = arguments.shape
     layer = RandLoRA.start(out_features, in_features, arguments.rank, arguments.dialect, arguments.seed, kind=kind)
+    if layer.dialect.orientation != "paper":
+        raise ValueError(f"--dialect: {arguments.dialect!r} with --steps; it must be paper, peft or official")
     starts = layer.dialect.start(layer.shape, layer.rank, layer.n)
     asked = (arguments.lambda_start, arguments.gamma_start)
     start = [own if value is None else value for value, own in zip(asked, starts, strict=True)]

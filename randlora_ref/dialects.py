@@ -1,8 +1,6 @@
 """What Eq. 4 leaves open, and how each implementation settles it: one validated, frozen record per implementation.
 
-Two dialects run: ``paper`` and ``peft``. The others are documented rows, with rules that no code has. Where a row
-differs from a running dialect only in its count rule, its scaling or its starting values, it is reached by replacing
-those:
+All six run. What differs from each of them is reached by replacing a field:
 
 >>> from dataclasses import replace
 >>> replace(DIALECTS["peft"], count_rule="floor+1", scaling_rule="alpha/(r*sqrt(n))").count_rule
@@ -14,11 +12,11 @@ Sources: *paper* is arXiv 2502.00987v2; *peft* is Hugging Face PEFT 0.21.2, ``tu
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from . import checks
-from .spec import CountRule, Pairing, number_of_terms, sides
+from .spec import CountRule, Orientation, Pairing, number_of_terms, sides
 
 CountedSide = Literal["d", "context"]  # what the count rule divides by r: a layer's d, or the network's context length
 ScalingRule = Literal["2/sqrt(n)", "alpha/r", "alpha/(r*sqrt(n))", "1"]
@@ -29,16 +27,6 @@ SharedSides = Literal[
 ]
 # Whose draws. The last three are torch's in float32: A then each B_j, each B_j then A, B whole then A.
 Generator = Literal["philox", "torch", "torch_float32", "torch_terms_first", "torch_whole"]
-# ΔW from M = s·Σ…: M, but Mᵀ if out < in; M if out > in, else Mᵀ; M always; M.reshape(in, out)ᵀ always
-Orientation = Literal["paper", "square_transposed", "never", "reshape"]
-
-# What the package computes: a record runs if each of these fields has one of these values.
-RUNNING: dict[str, tuple[str, ...]] = {
-    "counted_side": ("d",),
-    "generator": ("philox", "torch"),
-    "shared_sides": ("max(D), max(d)", "sorted max(out), max(in)"),
-    "orientation": ("paper",),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +38,6 @@ class Dialect:
 
     name: str
     source: str
-    runs: bool = field(init=False)  # follows from RUNNING
     pairing: Pairing
     count_rule: CountRule
     counted_side: CountedSide = "d"
@@ -77,7 +64,6 @@ class Dialect:
                 checks.integer(name, getattr(self, name), least)
         if self.default_alpha is not None:
             checks.number("default_alpha", self.default_alpha)
-        object.__setattr__(self, "runs", all(getattr(self, name) in values for name, values in RUNNING.items()))
 
     def terms(self, shape: tuple[int, int], rank: int, *, context: int | None = None) -> int:
         """n, the terms of a layer of ``shape`` (out, in), by ``context`` (None: the record's) where that counts."""
@@ -102,14 +88,14 @@ class Dialect:
 
     def start(self, shape: tuple[int, int], rank: int, n: int) -> tuple[float, float]:
         """The constants that fill Λ and Γ before the first step."""
-        d = sides(shape)[1]
+        d = sides(shape, self.orientation)[1]
         divisors = {"1": 1, "1/d": d, "1/n": n, "1/max(n, d)": max(n, d), "1/max(n, r)": max(n, rank)}
         values = {"0": 0.0} | {rule: 1 / divisor for rule, divisor in divisors.items()}
         return values[self.lambda_start], values[self.gamma_start]
 
     def num_parameters(self, shape: tuple[int, int], rank: int, *, context: int | None = None) -> int:
         """n·(r + d), the learned values of one layer: inversely proportional to the rank."""
-        return self.terms(shape, rank, context=context) * (rank + sides(shape)[1])
+        return self.terms(shape, rank, context=context) * (rank + sides(shape, self.orientation)[1])
 
 
 RULES = {name: get_args(hint) for name, hint in get_type_hints(Dialect).items() if get_origin(hint) is Literal}
@@ -174,18 +160,9 @@ _ROWS = (
 DIALECTS: dict[str, Dialect] = {row.name: row for row in _ROWS}
 
 
-def get_dialect(dialect: str | Dialect, *, running: bool = True) -> Dialect:
-    """The dialect of that name, or the record itself.
-
-    Raises ValueError for an unknown name and, where a ``running`` one is asked for, for one that is documented alone.
-    """
-    if not isinstance(dialect, Dialect | str) or (isinstance(dialect, str) and dialect not in DIALECTS):
-        raise ValueError(f"dialect: {dialect!r}; it must be one of {', '.join(DIALECTS)}, or a Dialect")
-    row = DIALECTS[dialect] if isinstance(dialect, str) else dialect
-    if running and not row.runs:
-        unknown = [f"{name}={value!r}" for name in RUNNING if (value := getattr(row, name)) not in RUNNING[name]]
-        raise ValueError(
-            f"dialect: {row.name!r} is documented, not run ({', '.join(unknown)}); it must be 'paper' or 'peft', with "
-            "another count_rule, scaling_rule, lambda_start or gamma_start where wanted (dataclasses.replace)"
-        )
-    return row
+def get_dialect(dialect: str | Dialect) -> Dialect:
+    """The dialect of that name, or the record itself. Raises ValueError for an unknown name."""
+    if isinstance(dialect, Dialect):
+        return dialect
+    checks.choice("dialect", dialect, DIALECTS)
+    return DIALECTS[dialect]

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, Self, Unpack
 from .. import arrays, checks
 from ..bases import Bases, Kind, draw_bases
 from ..dialects import Dialect, get_dialect
-from ..spec import sides
+from ..spec import is_transposed, sides
 from . import orders
 from .base import Arrays, Factors, LinearAdapter, Made, Maker, terms
 from .orders import ORDERS, Order, contraction_costs
@@ -53,8 +53,8 @@ class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
     _B: Array = field(init=False, repr=False)  # 𝐁 (D, n·r); a view where B is laid out as draw_bases does
 
     def __post_init__(self) -> None:
-        checks.choice("order", self.order, (None, *ORDERS))
         object.__setattr__(self, "dialect", get_dialect(self.dialect))
+        checks.choice("order", self.order, (None, *(ORDERS[:1] if self._reshaped else ORDERS)))
         super().__post_init__()
         scaling = self.dialect.scaling(self.rank, self.n, self.alpha) if self.scaling is None else self.scaling
         object.__setattr__(self, "scaling", checks.number("scaling", scaling))
@@ -91,13 +91,13 @@ class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
             wide: Literal["float32", "float64"] = "float64" if make.dtype == "float64" else "float32"
             where: dict[str, Any] = {"dtype": wide, "xp": make.xp, "device": make.device}
             bases = draw_bases(dialect, seed=seed, shapes=[shape], rank=rank, kind=kind, **where)
-        n = dialect.terms(shape, rank)
+        n, own_sides = dialect.terms(shape, rank), sides(shape, dialect.orientation)
         if make.dtype == "float16":
-            own, xp = bases.slice(n, *sides(shape)), make.xp
+            own, xp = bases.slice(n, *own_sides), make.xp
             bases = Bases(arrays.astype(xp, own.A, xp.float16), arrays.astype(xp, own.B, xp.float16))
         lambda_value, gamma_value = dialect.start(shape, rank, n)
         size: dict[str, Any] = {"out_features": out_features, "in_features": in_features, "rank": rank}
-        lambda_, gamma = make.full(lambda_value, n, rank), make.full(gamma_value, n, sides(shape)[1])
+        lambda_, gamma = make.full(lambda_value, n, rank), make.full(gamma_value, n, own_sides[1])
         size |= {"bases": bases, "dialect": dialect, "alpha": alpha, "scaling": scaling}
         return cls(**size, lambda_=lambda_, gamma=gamma)
 
@@ -108,24 +108,30 @@ class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
 
     @property
     def D(self) -> int:
-        """The larger side."""
-        return sides(self.shape)[0]
+        """The larger side; ``out`` where ΔW is never transposed."""
+        return sides(self.shape, self.dialect.orientation)[0]
 
     @property
     def d(self) -> int:
-        """The smaller side."""
-        return sides(self.shape)[1]
+        """The smaller side; ``in`` where ΔW is never transposed."""
+        return sides(self.shape, self.dialect.orientation)[1]
 
     @property
     def tall(self) -> bool:
-        """Whether ΔW is the sum itself (out >= in), not its transpose."""
-        return self.shape[0] >= self.shape[1]
+        """Whether ΔW is M, the sum itself (out >= in in most dialects), not its transpose."""
+        return not is_transposed(self.shape, self.dialect.orientation)
+
+    @property
+    def _reshaped(self) -> bool:
+        return bool(self.dialect.orientation == "reshape")
 
     def factors(self) -> Factors:
         """n products (B_j, Λ_j, A, Γ_j), the pairing resolved in B_j (D, r), the scaling left out.
 
         Their sum is ΔW / s; in a wide layer each is turned round, (Γ_j, Aᵀ, Λ_j, B_jᵀ).
         """
+        if self._reshaped and self.tall:
+            raise ValueError(f"dialect: {self.dialect.name!r} with out > in; a reshaped ΔW is no sum of products")
         n, r, products = self.n, self.rank, []
         A = self._A if self.tall else self._A.T  # one object in all terms: whoever reads them reads it once
         for j in range(n):
@@ -135,9 +141,11 @@ class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
         return tuple(products)
 
     def delta_weight(self) -> Array:
-        """ΔW (out, in) = 𝐁 S, or its transpose (Eq. 4)."""
+        """ΔW (out, in): M = 𝐁 S, or its transpose (Eq. 4); NLG's ``M.reshape(in, out).T``."""
         xp = checks.namespace(lambda_=self.lambda_)
         S = self._c(xp)[:, None] * self._K(xp)  # (n·r, d)   s·Λ_j[k]·A[k, :]∘Γ_j
+        if self._reshaped and self.tall:
+            return xp.reshape(self._B @ S, (self.d, self.D)).T
         return self._B @ S if self.tall else S.T @ self._B.T  # (out, in)
 
     def _pull_back_delta(self, xp: Any, dy: Array, x: Array) -> tuple[Array, Array]:
@@ -145,10 +153,14 @@ class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
 
         B_jᵀ(dyᵀ x) is taken as (dy B_j)ᵀ x where that is cheaper, for few rows.
         """
-        left, right = (dy, x) if self.tall else (x, dy)  # (T, D), (T, d): leftᵀ right is G, or Gᵀ if out < in
+        left, right = (dy, x) if self.tall else (x, dy)  # (T, D), (T, d): leftᵀ right is ∂L/∂M, G or Gᵀ
         s, (T, D), (N, d) = self.scaling, left.shape, (self.n * self.rank, self.d)
-        first = D * d * (T + N) <= T * N * (D + d)
-        dS = self._B.T @ (left.T @ right) if first else (left @ self._B).T @ right  # (n·r, d)
+        if self._reshaped and self.tall:
+            dS = self._B.T @ xp.reshape(x.T @ dy, (D, d))  # Gᵀ (in, out), reshaped back
+        elif D * d * (T + N) <= T * N * (D + d):
+            dS = self._B.T @ (left.T @ right)  # (n·r, d)
+        else:
+            dS = (left @ self._B).T @ right
         P = self._terms(xp, dS) * self._A  # (n, r, d)
         d_lambda = s * (P @ self.gamma[:, :, None])[:, :, 0]  # (n, r)   s·P_j Γ_j
         d_gamma = ((s * self.lambda_)[:, None, :] @ P)[:, 0, :]  # (n, d)   s·Λ_jᵀ P_j
@@ -204,8 +216,8 @@ class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
     # -- the order of contraction -------------------------------------------------------------------------
 
     def _order(self, rows: int, masked: bool, keep_merged: bool) -> Order:
-        if self.order is not None:
-            return self.order
+        if self.order is not None or self._reshaped:
+            return self.order or "merged"
         costs = contraction_costs(rows, self.D, self.d, self.n, self.rank, masked=masked, keep_merged=keep_merged)
         return min(costs, key=lambda order: costs[order])
 

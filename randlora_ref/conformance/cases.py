@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from .. import spec
+from .. import checks, spec
 from ..arrays import UNIT_ROUNDOFF
 from ..bases import Kind, draw_bases
 from ..dialects import DIALECTS
@@ -151,6 +151,7 @@ def random_case(index: int, seed: int = 0, dialect: str = "peft") -> Case:
     Shapes go round wide, tall and square; ranks round r | d, r ∤ d, r = d, r > d, r = 1; dtype, Conv1D's layout,
     merging, basis kind, leading axes and a dropout mask are drawn.
     """
+    checks.choice("dialect", dialect, ("paper", "peft"))
     rng = np.random.default_rng([seed, index])
     d, more = int(rng.integers(2, 13) if index % 16 else rng.integers(24, 49)), int(rng.integers(1, 9))
     shape = ((d, d + more), (d + more, d), (d, d))[index % 3]
