@@ -4,7 +4,7 @@ Start at ``randlora_ref.spec``. Importing this package imports NumPy and nothing
 """
 
 from . import models, nn, optim
-from .adapters import FullFineTuning, LoRA, NoLA, RandLoRA, RandLoRAa, VeRA, randlora_b
+from .adapters import FullFineTuning, LoRA, NoLA, RandLoRA, RandLoRAa, VeRA, convert, randlora_b
 from .bases import Bases, draw_bases
 from .conformance import check
 from .dialects import DIALECTS, Dialect
@@ -25,6 +25,7 @@ __all__ = [
     "VeRA",
     "certify_rank",
     "check",
+    "convert",
     "draw_bases",
     "load_peft",
     "models",

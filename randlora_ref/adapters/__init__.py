@@ -3,6 +3,7 @@
 from .ablations import RandLoRAa, randlora_b
 from .base import Cache, Factors
 from .base import LinearAdapter as Adapter
+from .convert import convert
 from .full import FullFineTuning, FullGrads
 from .lora import LoRA, LoRAGrads
 from .nola import NoLA, NoLAGrads
@@ -26,6 +27,7 @@ __all__ = [
     "VeRA",
     "VeRAGrads",
     "contraction_costs",
+    "convert",
     "randlora_b",
     "vera_bases",
 ]
