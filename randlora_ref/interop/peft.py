@@ -49,11 +49,14 @@ class PeftAdapter:
         )  # fmt: skip
 
 
-def load_peft(folder: str | Path, shapes: Sequence[tuple[int, int]] | None = None) -> PeftAdapter:
+def load_peft(
+    folder: str | Path, shapes: Sequence[tuple[int, int]] | None = None, *, draw_dtype: Any = "bfloat16"
+) -> PeftAdapter:
     """A RandLoRA adapter that PEFT saved in ``folder``; bfloat16 tensors come as float32, value for value.
 
     An adapter saved without its bases (``save_projection=False``) draws them again, bit for bit, from its
-    ``projection_prng_key`` and ``shapes``, the (out, in) of every adapted layer of the model.
+    ``projection_prng_key`` and ``shapes``, the (out, in) of every adapted layer of the model, in ``draw_dtype``
+    "bfloat16", or "float16" where the hardware that it was trained on has no bfloat16: no file says which.
     Raises ValueError that names the file for one that is missing, malformed or of another method.
     """
     config = _read_config(Path(folder) / CONFIG_FILE)
@@ -73,7 +76,8 @@ def load_peft(folder: str | Path, shapes: Sequence[tuple[int, int]] | None = Non
         if shapes is None:
             raise ValueError(f"{path}: holds no bases; shapes must list the (out, in) of every adapted layer")
         kind: Kind = "very_sparse" if config.get("very_sparse") else "sparse" if config.get("sparse") else "dense"
-        bases = draw_bases("peft", seed=config["projection_prng_key"], shapes=shapes, rank=config["r"], kind=kind)
+        seed, rank = config["projection_prng_key"], config["r"]
+        bases = draw_bases("peft", seed=seed, shapes=shapes, rank=rank, kind=kind, draw_dtype=draw_dtype)
     elif A.ndim != 3 or B.ndim != 3:
         raise ValueError(f"{path}: randlora_A {A.shape}, randlora_B {B.shape}; they must be (r, 1, d) and (D, n, r)")
     else:

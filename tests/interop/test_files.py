@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from randlora_ref import Bases
+from randlora_ref import Bases, draw_bases
 from randlora_ref.interop import PeftAdapter, load_peft, save_peft
 
 CONFIG = {"peft_type": "RANDLORA", "r": 2, "randlora_alpha": 8, "projection_prng_key": 3}
@@ -65,6 +65,27 @@ def test_layouts_are_pefts(adapter: PeftAdapter, tmp_path: Path) -> None:
     assert shapes["base_model.randlora_B"] == (7, 3, 2)
     assert shapes["base_model.model.a.q.randlora_lambda"] == (2, 3)
     assert shapes["base_model.model.a.q.randlora_gamma"] == (3, 5)
+
+
+@pytest.mark.parametrize("draw_dtype", ["bfloat16", "float16"])
+def test_bases_that_are_not_saved_are_drawn_in_the_type_asked_for(
+    adapter: PeftAdapter, tmp_path: Path, draw_dtype: Any
+) -> None:
+    """The file does not say on which hardware the adapter was trained."""
+    from safetensors.numpy import load_file, save_file
+
+    save_peft(adapter, tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    left = {name: tensor for name, tensor in tensors.items() if not name.endswith(("randlora_A", "randlora_B"))}
+    save_file(left, tmp_path / "adapter_model.safetensors")
+    read = load_peft(tmp_path, [(5, 7), (4, 7)], draw_dtype=draw_dtype)
+    drawn = draw_bases("peft", seed=3, shapes=[(5, 7), (4, 7)], rank=2, draw_dtype=draw_dtype)
+    assert np.array_equal(read.bases.A, drawn.A)
+    assert np.array_equal(read.bases.B, drawn.B)
+    default = load_peft(tmp_path, [(5, 7), (4, 7)])
+    assert np.array_equal(default.bases.B, drawn.B) == (draw_dtype == "bfloat16")
+    with pytest.raises(ValueError, match="draw_dtype: 'float32'; it must be one of bfloat16, float16"):
+        load_peft(tmp_path, [(5, 7)], draw_dtype="float32")
 
 
 def test_bfloat16_is_widened_by_bits(adapter: PeftAdapter, tmp_path: Path) -> None:
