@@ -9,12 +9,13 @@ import functools
 import math
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 Array = Any
 Namespace = Any
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 # Unit roundoff u = 2^-t, t the digits of the significand: the largest relative error of one rounding to nearest.
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -127,10 +128,7 @@ def swap_last(x: Array) -> Array:
 
 def as_rows(xp: Namespace, x: Array) -> Array:
     """``x`` (…, k) as a matrix (T, k) of its rows; T is 1 for a vector and 0 for an empty batch."""
-    count = 1
-    for size in x.shape[:-1]:
-        count *= size
-    return xp.reshape(x, (count, x.shape[-1]))
+    return xp.reshape(x, (math.prod(x.shape[:-1]), *x.shape[-1:]))
 
 
 def concat(xp: Namespace, parts: list[Array], axis: int) -> Array:
@@ -154,22 +152,37 @@ def real(xp: Namespace, x: Array) -> Array:
     return xp.real(x) if dtype_name(x) in REAL_PART else x
 
 
-def by_rows(
-    xp: Namespace, f: Callable[..., tuple[Array, ...]], *xs: Array, step: int | None = None
-) -> tuple[Array, ...]:
-    """``f(*xs)`` for an ``f`` that treats every row (first axis) alone; all results have the rows of ``xs``.
+def by_rows(xp: Namespace, f: Callable[..., Any], *xs: Array, step: int | None = None) -> Any:
+    """``f(*xs)`` of ``xs`` (…, k_i), alike but for the last axis, for an ``f`` that treats every row alone.
 
-    On NumPy it runs on blocks of ``step`` rows (None: as many as stay in cache), so a chain of element-wise steps
-    reads memory once and makes no temporaries of full size. Elsewhere it is one call.
+    ``f`` gets matrices (T, k_i) and gives one or a tuple of them, which come back as (…, k). On NumPy it runs on blocks
+    of ``step`` rows (None: as many as stay in cache), so a chain of element-wise steps reads memory once and makes no
+    temporaries of full size. Elsewhere it is one call.
     """
+    leading, xs = xs[0].shape[:-1], tuple(as_rows(xp, x) for x in xs)
     rows, width = xs[0].shape[0], math.prod(xs[0].shape[1:])
     step = max(1, BLOCK // max(1, width)) if step is None else step
     if xp is not np or rows <= step:
-        return f(*xs)
-    results: tuple[Array, ...] = ()
-    for first in range(0, rows, step):
-        parts = f(*(x[first : first + step] for x in xs))
-        results = results or tuple(np.empty((rows, *part.shape[1:]), part.dtype) for part in parts)
-        for result, part in zip(results, parts, strict=True):
-            result[first : first + step] = part
-    return results
+        results = _as_tuple(f(*xs))
+    else:
+        results = ()
+        for first in range(0, rows, step):
+            parts = _as_tuple(f(*(x[first : first + step] for x in xs)))
+            results = results or tuple(np.empty((rows, *part.shape[1:]), part.dtype) for part in parts)
+            for result, part in zip(results, parts, strict=True):
+                result[first : first + step] = part
+    shaped = tuple(xp.reshape(result, (*leading, *result.shape[1:])) for result in results)
+    return shaped if len(shaped) > 1 else shaped[0]
+
+
+def _as_tuple(found: Any) -> tuple[Array, ...]:
+    return found if isinstance(found, tuple) else (found,)
+
+
+def blocked(f: Kernel) -> Kernel:
+    """A kernel ``f(xp, *xs, **fixed)`` that runs ``by_rows`` of ``xs``."""
+
+    def run(xp: Namespace, *xs: Array, **fixed: Any) -> Any:
+        return by_rows(xp, functools.partial(f, xp, **fixed), *xs)
+
+    return cast(Kernel, functools.wraps(f)(run))

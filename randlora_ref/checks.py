@@ -94,10 +94,17 @@ def floats(*, half: bool = False, **named: Array) -> arrays.Namespace:
     return xp
 
 
-def shape(name: str, x: Array, expected: tuple[int, ...]) -> None:
-    """A ValueError naming the argument whose shape is not ``expected``."""
-    if tuple(x.shape) != expected:
+def shape(name: str, x: Array | None, expected: tuple[int, ...]) -> None:
+    """A ValueError naming the argument whose shape is not ``expected`` (None is skipped)."""
+    if x is not None and tuple(x.shape) != expected:
         raise ValueError(f"{name}: shape {tuple(x.shape)}; it must be {expected}")
+
+
+def cotangent(name: str, dy: Array, expected: tuple[int, ...], cache: Array) -> arrays.Namespace:
+    """The namespace of a cotangent, once it fits an array of forward's ``cache`` and is of the ``expected`` shape."""
+    xp = floats(cache=cache, **{name: dy})
+    shape(name, dy, expected)
+    return xp
 
 
 def last_axis(name: str, x: Array) -> int:
@@ -129,8 +136,7 @@ def linear(size: tuple[int, int], *, half: bool = False, x: Array, weight: Array
         raise ValueError(f"x: shape {tuple(x.shape)}; it must be (…, {size[1]}), in_features last")
     expected = {"weight": size, "bias": size[:1], "dropout_mask": tuple(x.shape)}
     for name, array in {"weight": weight, **beside}.items():
-        if array is not None:
-            shape(name, array, expected[name])
+        shape(name, array, expected[name])
     return xp
 
 

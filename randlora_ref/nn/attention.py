@@ -2,27 +2,65 @@
 
     S = q kᵀ/√h + M,   P = softmax(S) by rows,   o = P v,      M: 0 where seen, −∞ where not.
 
-Backward: dv = Pᵀ do and dP = do vᵀ. A row of softmax has ∂P_i/∂S_j = P_i(δ_ij − P_j), so dS = P∘dP − P·⟨P, dP⟩, in
-this order exactly zero where P is one or zero. (⟨P, dP⟩ = ⟨do, o⟩ is shorter, but leaves a rounding there.) Then
-dq = dS k/√h, dk = dSᵀ q/√h. Query heads that share a key head are one more axis, over which dk and dv are summed. A
-row that sees nothing has P = 0: o and every gradient through it are zero.
+The queries of the g = H/K heads that share a key head are g·T rows of one product, so dk and dv sum over them. A row
+that sees nothing has P = 0: o and every gradient through it are zero.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 from .. import arrays, checks
 
 Array = Any
+AttentionCache = tuple[Array, Array, Array, Array]  # q (B, K, g·T, h), k and v (B, K, T, h), P (B, K, g·T, T)
 
 
-class AttentionCache(NamedTuple):
-    """What backward needs of forward, with heads split as (B, key heads, queries per key head, T, h)."""
+# ---------------------------------------------------------------------------------------------------------
+# Kernels
+# ---------------------------------------------------------------------------------------------------------
 
-    q: Array
-    k: Array
-    v: Array
-    probabilities: Array
+
+@arrays.blocked
+def softmax(xp: Any, S: Array) -> Array:
+    """P = exp(S)/Σ exp(S) of each row of S (rows, T), 0 where all of it is −∞; max S cancels."""
+    S_max = xp.max(arrays.real(xp, S), axis=-1, keepdims=True)  # (rows, 1)
+    weights = xp.exp(S - arrays.where(xp, S_max == -math.inf, 0.0, S_max))
+    total = xp.sum(weights, axis=-1, keepdims=True)
+    return weights / arrays.where(xp, total == 0, 1.0, total)
+
+
+@arrays.blocked
+def softmax_backward(xp: Any, dP: Array, P: Array, *, scale: float) -> Array:
+    """scale·∂L/∂S of ∂L/∂P and P = softmax(S), both (rows, T): dS = P∘dP − P·⟨P, dP⟩, for ∂P_i/∂S_j = P_i(δ_ij − P_j).
+
+    In this order exactly zero where P is one or zero. (⟨P, dP⟩ = ⟨do, o⟩ is shorter, but leaves a rounding there.)
+    """
+    PdP = P * dP
+    return scale * (PdP - P * xp.sum(PdP, axis=-1, keepdims=True))
+
+
+def attend(xp: Any, q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, AttentionCache]:
+    """o (B, H, T, h) of q (B, H, T, h), k and v (B, K, T, h)."""
+    shape, (batch, key_heads, size, width), shared = q.shape, k.shape, q.shape[1] // k.shape[1]
+    q = xp.reshape(q, (batch, key_heads, shared * size, width))  # (B, K, g·T, h)
+    S = (q / math.sqrt(width)) @ arrays.swap_last(k)  # (B, K, g·T, T)
+    if mask is not None:
+        S = xp.reshape(xp.reshape(S, (batch, key_heads, shared, size, size)) + mask, S.shape)
+    P = softmax(xp, S)
+    return xp.reshape(P @ v, shape), (q, k, v, P)
+
+
+def attend_backward(xp: Any, do: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
+    """dv = Pᵀ do, dP = do vᵀ; with dS/√h from it dq = dS k/√h, dk = dSᵀ q/√h."""
+    q, k, v, P = cache
+    shape, do = do.shape, xp.reshape(do, q.shape)  # (B, K, g·T, h)
+    dS = softmax_backward(xp, do @ arrays.swap_last(v), P, scale=1 / math.sqrt(q.shape[-1]))  # (B, K, g·T, T)
+    return xp.reshape(dS @ k, shape), arrays.swap_last(dS) @ q, arrays.swap_last(P) @ do
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Doors
+# ---------------------------------------------------------------------------------------------------------
 
 
 def additive_mask(like: Array, size: int, *, causal: bool = False, mask: Array | None = None) -> Array | None:
@@ -32,22 +70,28 @@ def additive_mask(like: Array, size: int, *, causal: bool = False, mask: Array |
     """
     xp = checks.namespace(like=like, mask=mask)
     checks.floats(like=like)
-    size, seen = checks.integer("size", size), None
+    size, on_device, seen = checks.integer("size", size), arrays.on(arrays.device_of(like)), None
     if mask is not None:
-        boolean = arrays.dtype_name(mask) == "bool"
-        if not boolean:
+        if arrays.dtype_name(mask) != "bool":
             checks.integers("mask", mask)
+            mask = mask != 0
         if mask.ndim != 2 or mask.shape[1] != size:
             raise ValueError(f"mask: shape {tuple(mask.shape)}; it must be (batch, {size})")
-        seen = (mask if boolean else mask != 0)[:, None, None, None, :]
+        seen = mask[:, None, None, None, :]
     if causal:
-        place = xp.arange(size, **arrays.on(arrays.device_of(like)))
-        before = (place[None, :] <= place[:, None])[None, None, None, :, :]
+        position = xp.arange(size, **on_device)
+        before = (position[None, :] <= position[:, None])[None, None, None, :, :]
         seen = before if seen is None else seen & before
     if seen is None:
         return None
-    zero = xp.zeros((), dtype=getattr(xp, checks.precision("like", like)), **arrays.on(arrays.device_of(like)))
+    zero = xp.zeros((), dtype=getattr(xp, checks.precision("like", like)), **on_device)
     return arrays.where(xp, seen, zero, -math.inf)
+
+
+def check_mask(mask: Array | None, batch: int, size: int) -> None:
+    """A ValueError unless ``mask`` is None, or made for ``batch`` sequences of ``size`` tokens."""
+    if mask is not None and (mask.shape[0] not in (1, batch) or mask.shape[-1] != size):
+        raise ValueError(f"mask: for {tuple(mask.shape)}; it must be for a batch of {batch} and {size} tokens")
 
 
 def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> tuple[Array, AttentionCache]:
@@ -60,42 +104,15 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> tuple[
         raise ValueError(
             f"k: shape {tuple(k.shape)}; it must be (B, K, T, h), K a divisor of H of q (B, H, T, h) {tuple(q.shape)}"
         )
-    batch, heads, size, width = q.shape
+    batch, _, size, width = q.shape
     checks.shape("k", k, (batch, k.shape[1], size, width))
     checks.shape("v", v, tuple(k.shape))
-    if mask is not None and (mask.shape[0] not in (1, batch) or mask.shape[-1] != size):
-        raise ValueError(f"mask: for {tuple(mask.shape)}; it must be for a batch of {batch} and {size} tokens")
-    q = xp.reshape(q * (1 / math.sqrt(width)), (batch, k.shape[1], heads // k.shape[1], size, width))
-    k, v = k[:, :, None, :, :], v[:, :, None, :, :]
-    probabilities = softmax(xp, q @ arrays.swap_last(k), mask)
-    out = probabilities @ v
-    return xp.reshape(out, (batch, heads, size, width)), AttentionCache(q, k, v, probabilities)
-
-
-def softmax(xp: Any, scores: Array, mask: Array | None) -> Array:
-    """P of scores S (…, T, T) without M, which is added here; S is the caller's own and is overwritten."""
-    if mask is not None:
-        scores += mask
-    top = xp.max(arrays.real(xp, scores), axis=-1, keepdims=True)
-    scores -= arrays.where(xp, top == -math.inf, 0.0, top)
-    weights = xp.exp(scores)
-    total = xp.sum(weights, axis=-1, keepdims=True)
-    weights /= arrays.where(xp, total == 0, 1.0, total)
-    return weights
+    check_mask(mask, batch, size)
+    return attend(xp, q, k, v, mask)
 
 
 def attention_backward(do: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
     """(∂L/∂q, ∂L/∂k, ∂L/∂v), of the shapes of q, k and v, of ∂L/∂o (B, H, T, h)."""
-    q, k, v, probabilities = cache
-    xp = checks.floats(cache=q, do=do)
-    shape = (q.shape[0], q.shape[1] * q.shape[2], *q.shape[3:])
-    checks.shape("do", do, shape)
-    do = xp.reshape(do, q.shape)
-    dv = xp.sum(arrays.swap_last(probabilities) @ do, axis=2)
-    dS = do @ arrays.swap_last(v)
-    dS *= probabilities
-    dS -= probabilities * xp.sum(dS, axis=-1, keepdims=True)
-    dk = xp.sum(arrays.swap_last(dS) @ q, axis=2)
-    dq = dS @ k
-    dq *= 1 / math.sqrt(q.shape[-1])
-    return xp.reshape(dq, shape), dk, dv
+    (batch, key_heads, rows, width), size = cache[0].shape, cache[1].shape[2]
+    xp = checks.cotangent("do", do, (batch, key_heads * rows // size, size, width), cache[0])
+    return attend_backward(xp, do, cache)

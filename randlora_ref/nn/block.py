@@ -14,14 +14,17 @@ from typing import Any
 
 from .. import arrays, checks
 from ..adapters.base import LinearAdapter as Adapter
-from .activation import KINDS, activation, activation_backward, gated, gated_backward
-from .attention import attention, attention_backward
-from .linear import linear, linear_backward
-from .norm import layer_norm, norm_backward, rms_norm
-from .rotary import rotary, rotary_backward
+from .activation import KINDS
+from .attention import attend, attend_backward, check_mask
+from .linear import project, project_backward
+from .norm import apply_norm, apply_norm_backward
+from .rotary import rotate
 
 Array = Any
 Parameters = Mapping[str, tuple[Array, Array | None]]
+Adapters = Mapping[str, Adapter]
+Tables = tuple[Array, Array]
+NORMS = ("norm1", "norm2")
 
 
 @dataclass(frozen=True)
@@ -62,89 +65,98 @@ class BlockSpec:
         return inputs | {"o": (k, queries)} | ({"gate": (f, k)} if self.gated else {}) | {"up": (f, k), "down": (k, f)}
 
 
+def split_heads(xp: Any, x: Array, width: int) -> Array:
+    """(B, T, H·h) as (B, H, T, h), h = ``width``."""
+    return arrays.permute(xp, xp.reshape(x, (*x.shape[:-1], x.shape[-1] // width, width)), (0, 2, 1, 3))
+
+
+def join_heads(xp: Any, x: Array) -> Array:
+    """(B, H, T, h) as (B, T, H·h)."""
+    x = arrays.permute(xp, x, (0, 2, 1, 3))
+    return xp.reshape(x, (*x.shape[:2], x.shape[2] * x.shape[3]))
+
+
+def check_block(x: Array, spec: BlockSpec, parameters: Parameters, mask: Array | None, tables: Any) -> Any:
+    """The namespace of a block's arguments, once they fit ``spec`` and one another; an adapter checks its own."""
+    expected: dict[str, tuple[Any, tuple[int, ...]]] = {}
+    for role, shape in {"norm1": (spec.width,), "norm2": (spec.width,), **spec.shapes()}.items():
+        expected[f"parameters[{role!r}]"] = parameters[role][0], shape
+        expected[f"parameters[{role!r}][1]"] = parameters[role][1], shape[:1]
+    cos, sin = tables or (None, None)
+    xp = checks.floats(x=x, mask=mask, cos=cos, sin=sin, **{name: array for name, (array, _) in expected.items()})
+    if x.ndim != 3 or x.shape[-1] != spec.width:
+        raise ValueError(f"x: shape {tuple(x.shape)}; it must be (B, T, {spec.width})")
+    turned = (x.shape[1], spec.head_width // 2)
+    for name, (array, shape) in {**expected, "cos": (cos, turned), "sin": (sin, turned)}.items():
+        checks.shape(name, array, shape)
+    check_mask(mask, *x.shape[:2])
+    return xp
+
+
 def block(
     x: Array,
     spec: BlockSpec,
     parameters: Parameters,
-    adapters: Mapping[str, Adapter],
-    mask: Array | None = None,
-    tables: tuple[Array, Array] | None = None,
+    adapters: Adapters,
+    mask: Any = None,
+    tables: Tables | None = None,
 ) -> tuple[Array, Any]:
     """y (B, T, k) of x (B, T, k). ``parameters``: (weight, bias or None) by role; ``adapters``: by role, any subset.
 
     ``mask`` is ``additive_mask``'s, ``tables`` are ``rotary_tables``' (None: no rotation).
     """
-    caches: dict[str, Any] = {}
+    xp, caches = check_block(x, spec, parameters, mask, tables), dict[str, Any]()
 
-    def project(role: str, x: Array) -> Array:
-        y, caches[role] = linear(x, *parameters[role], adapters.get(role))
+    def apply(role: str, x: Array) -> Array:
+        if role in NORMS:
+            y, caches[role] = apply_norm(xp, x, *parameters[role], spec.eps, spec.centred)
+        else:
+            y, caches[role] = project(xp, x, *parameters[role], adapters.get(role))
         return y
 
-    shapes = spec.shapes()
-    checks.floats(x=x, **{f"parameters[{role!r}]": parameters[role][0] for role in shapes})
-    if x.ndim != 3 or x.shape[-1] != spec.width:
-        raise ValueError(f"x: shape {tuple(x.shape)}; it must be (B, T, {spec.width})")
-    for role, shape in shapes.items():
-        checks.shape(f"parameters[{role!r}]", parameters[role][0], shape)
-    norm = layer_norm if spec.centred else rms_norm
-    inner, caches["norm1"] = norm(x, *parameters["norm1"], spec.eps)
+    normed = apply("norm1", x)  # (B, T, k)
     if spec.fused:
-        together = project("qkv", inner)
-        third = together.shape[-1] // 3
-        q, k, v = (together[..., i * third : (i + 1) * third] for i in range(3))
+        heads = split_heads(xp, apply("qkv", normed), spec.head_width)  # (B, 3·H, T, h)
+        q, k, v = (heads[:, i * spec.heads : (i + 1) * spec.heads, :, :] for i in range(3))
     else:
-        q, k, v = (project(role, inner) for role in ("q", "k", "v"))
-    q, k, v = (split_heads(part, spec.head_width) for part in (q, k, v))
+        q, k, v = (split_heads(xp, apply(role, normed), spec.head_width) for role in ("q", "k", "v"))
     if tables is not None:
-        q, k = rotary(q, tables)[0], rotary(k, tables)[0]
-    out, caches["attention"] = attention(q, k, v, mask)
-    x = x + project("o", join_heads(out))
-    inner, caches["norm2"] = norm(x, *parameters["norm2"], spec.eps)
+        q, k = rotate(xp, q, *tables), rotate(xp, k, *tables)
+    output, caches["attention"] = attend(xp, q, k, v, mask)  # (B, H, T, h)
+    residual = x + apply("o", join_heads(xp, output))  # (B, T, k)
+    normed = apply("norm2", residual)
+    hidden, slope = KINDS[spec.activation](xp, apply("gate" if spec.gated else "up", normed))  # (B, T, f)
+    caches["slope"] = slope
     if spec.gated:
-        inner, caches["activation"] = gated(project("gate", inner), project("up", inner), spec.activation)
-    else:
-        inner, caches["activation"] = activation(project("up", inner), spec.activation)
-    return x + project("down", inner), (spec, tables, caches)
+        caches["factors"] = hidden, apply("up", normed)
+        hidden = hidden * caches["factors"][1]
+    return residual + apply("down", hidden), (spec, tables, caches)
 
 
 def block_backward(dy: Array, cache: Any, *, weight_grad: bool = False) -> tuple[Array, dict[str, Any]]:
     """∂L/∂x (B, T, k), and the gradients of every role, in the reverse order of ``block``."""
-    spec, tables, caches = cache
-    grads: dict[str, Any] = {}
+    (spec, tables, caches), grads = cache, dict[str, Any]()
+    xp = checks.cotangent("dy", dy, tuple(caches["norm1"][0].shape), caches["norm1"][0])
 
-    def project(role: str, dy: Array) -> Array:
-        dx, grads[role] = linear_backward(dy, caches[role], weight_grad=weight_grad)
+    def pull_back(role: str, dy: Array) -> Array:
+        backward = apply_norm_backward if role in NORMS else project_backward
+        dx, grads[role] = backward(xp, dy, caches[role], weight_grad)
         return dx
 
-    inner = project("down", dy)
+    d_hidden = pull_back("down", dy)  # (B, T, f)
     if spec.gated:
-        d_gate, d_up = gated_backward(inner, caches["activation"])
-        inner = project("gate", d_gate) + project("up", d_up)
+        value, up = caches["factors"]
+        d_normed = pull_back("gate", d_hidden * up * caches["slope"]) + pull_back("up", d_hidden * value)
     else:
-        inner = project("up", activation_backward(inner, caches["activation"]))
-    inner, grads["norm2"] = norm_backward(inner, caches["norm2"], weight_grad=weight_grad)
-    dy = dy + inner
-    d_out = split_heads(project("o", dy), spec.head_width)
-    dq, dk, dv = attention_backward(d_out, caches["attention"])
+        d_normed = pull_back("up", d_hidden * caches["slope"])
+    d_residual = dy + pull_back("norm2", d_normed)  # (B, T, k)
+    d_output = split_heads(xp, pull_back("o", d_residual), spec.head_width)  # (B, H, T, h)
+    dq, dk, dv = attend_backward(xp, d_output, caches["attention"])
     if tables is not None:
-        dq, dk = rotary_backward(dq, tables), rotary_backward(dk, tables)
-    parts = [join_heads(part) for part in (dq, dk, dv)]
+        dq, dk = rotate(xp, dq, tables[0], -tables[1]), rotate(xp, dk, tables[0], -tables[1])
     if spec.fused:
-        inner = project("qkv", arrays.concat(checks.namespace(dy=dy), parts, -1))
+        d_normed = pull_back("qkv", join_heads(xp, arrays.concat(xp, [dq, dk, dv], 1)))
     else:
-        inner = project("q", parts[0]) + project("k", parts[1]) + project("v", parts[2])
-    inner, grads["norm1"] = norm_backward(inner, caches["norm1"], weight_grad=weight_grad)
-    return dy + inner, grads
-
-
-def split_heads(x: Array, width: int) -> Array:
-    """(B, T, H·h) as (B, H, T, h), h = ``width``."""
-    xp = checks.namespace(x=x)
-    return arrays.permute(xp, xp.reshape(x, (*x.shape[:-1], x.shape[-1] // width, width)), (0, 2, 1, 3))
-
-
-def join_heads(x: Array) -> Array:
-    """(B, H, T, h) as (B, T, H·h)."""
-    xp = checks.namespace(x=x)
-    x = arrays.permute(xp, x, (0, 2, 1, 3))
-    return xp.reshape(x, (*x.shape[:2], x.shape[2] * x.shape[3]))
+        dq, dk, dv = (pull_back(role, join_heads(xp, x)) for role, x in (("q", dq), ("k", dk), ("v", dv)))
+        d_normed = dq + dk + dv
+    return d_residual + pull_back("norm1", d_normed), grads

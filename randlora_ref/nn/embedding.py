@@ -27,8 +27,7 @@ def embedding_backward(dy: Array, cache: Any) -> Array:
     same id, until the first row of an id holds its sum. No scatter, so the order of summation is always the same.
     """
     ids, table = cache
-    xp, size = checks.floats(cache=table, dy=dy), table.shape[0]
-    checks.shape("dy", dy, (*ids.shape, table.shape[1]))
+    xp, size = checks.cotangent("dy", dy, (*ids.shape, table.shape[1]), table), table.shape[0]
     ids, rows = xp.reshape(ids, (-1,)), arrays.as_rows(xp, dy)
     count = ids.shape[0]
     if count == 0:
@@ -63,7 +62,7 @@ def patches(pixels: Array, size: int) -> tuple[Array, tuple[Array, int]]:
 def patches_backward(dy: Array, cache: tuple[Array, int]) -> Array:
     """∂L/∂pixels (B, C, H, W): every pixel is in one patch, so the rows are laid back."""
     pixels, size = cache
-    xp, (b, c, h, w) = checks.floats(cache=pixels, dy=dy), pixels.shape
-    checks.shape("dy", dy, (b, (h // size) * (w // size), c * size * size))
+    b, c, h, w = pixels.shape
+    xp = checks.cotangent("dy", dy, (b, (h // size) * (w // size), c * size * size), pixels)
     y = arrays.permute(xp, xp.reshape(dy, (b, h // size, w // size, c, size, size)), (0, 3, 1, 4, 2, 5))
     return xp.reshape(y, (b, c, h, w))

@@ -1,104 +1,27 @@
 """Normalisations over the last axis: LayerNorm (arXiv 1607.06450), RMSNorm (arXiv 1910.07467), unit length.
 
-LayerNorm is RMSNorm of the centred input, and one pair of functions serves both. With c = x − mean(x), or c = x,
-
-    r = 1/√(mean(c²) + ε),   x̂ = c·r,   y = x̂∘w + b.
-
-The squares are taken of c/m, m = max(max|c|, √ε) of the row, which cancels: c² itself may overflow or vanish.
-
-Backward, g = dy∘w: from dr = −r³·mean(c∘dc) follows dx̂ = r·dc − x̂·mean(x̂∘r·dc), a symmetric map, and centring, dc =
-dx − mean(dx), is symmetric too, so each is applied to the cotangent in turn (x̂ has mean zero but for rounding, which a
-nearly constant row magnifies, so centring comes last):
-
-    ∂L/∂c = r·(g − x̂·mean(x̂∘g)),   ∂L/∂x = ∂L/∂c − [mean(∂L/∂c)],   ∂L/∂w = Σ_rows dy∘x̂,   ∂L/∂b = Σ_rows dy.
+LayerNorm is RMSNorm of the centred input, so one pair of kernels serves both.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 from .. import arrays, checks
+from .linear import LinearGrads
 
 Array = Any
+NormGrads = LinearGrads
+NormCache = tuple[Array, Array, Array, bool, bool]  # x̂ (…, k), r (…, 1), the weight, whether biased, centred
 
 
-class NormCache(NamedTuple):
-    """What backward needs of forward: x̂ (T, k), r (T, 1), the weight, which norm it was, and the shape of x."""
-
-    normal: Array
-    inverse: Array
-    weight: Array
-    has_bias: bool
-    centred: bool
-    shape: tuple[int, ...]
+# ---------------------------------------------------------------------------------------------------------
+# Kernels
+# ---------------------------------------------------------------------------------------------------------
 
 
-class NormGrads(NamedTuple):
-    """Gradients of the weight and the bias (k,); None where not asked for, or where there is none."""
-
-    weight: Array | None
-    bias: Array | None
-
-
-def layer_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> tuple[Array, NormCache]:
-    """y (…, k) of x (…, k), weight (k,) and bias (k,) or None; the variance is the population's."""
-    return _norm(x, weight, bias, eps, True)
-
-
-def rms_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> tuple[Array, NormCache]:
-    """The same without centring; Llama's has no bias."""
-    return _norm(x, weight, bias, eps, False)
-
-
-def _norm(x: Array, weight: Array, bias: Array | None, eps: float, centred: bool) -> tuple[Array, NormCache]:
-    xp = checks.floats(x=x, weight=weight, bias=bias)
-    k, root = checks.last_axis("x", x), math.sqrt(checks.number("eps", eps, least=0.0))
-    checks.shape("weight", weight, (k,))
-    if bias is not None:
-        checks.shape("bias", bias, (k,))
-
-    def rows(x: Array) -> tuple[Array, ...]:
-        c = x - xp.sum(x / k, axis=-1, keepdims=True) if centred else x
-        m = largest(xp, c, root)
-        c = c / m
-        inverse = 1 / xp.sqrt(xp.sum(c * c, axis=-1, keepdims=True) / k + (root / m) ** 2)
-        normal = c * inverse
-        y = normal * weight
-        return (y if bias is None else y + bias), normal, inverse / m
-
-    y, normal, inverse = arrays.by_rows(xp, rows, arrays.as_rows(xp, x))
-    return xp.reshape(y, x.shape), NormCache(normal, inverse, weight, bias is not None, centred, tuple(x.shape))
-
-
-def norm_backward(dy: Array, cache: NormCache, *, weight_grad: bool = False) -> tuple[Array, NormGrads]:
-    """∂L/∂x (…, k) of ∂L/∂y, for either norm; the gradients of weight and bias if ``weight_grad``."""
-    xp, k = checks.floats(cache=cache.normal, dy=dy), cache.normal.shape[-1]
-
-    def rows(dy: Array, normal: Array, inverse: Array) -> tuple[Array, ...]:
-        g = dy * cache.weight
-        g -= normal * (xp.sum(normal * g, axis=-1, keepdims=True) / k)
-        g *= inverse
-        if cache.centred:
-            g -= xp.sum(g, axis=-1, keepdims=True) / k
-        return (g,)
-
-    checks.shape("dy", dy, cache.shape)
-    dy_rows = arrays.as_rows(xp, dy)
-    (dx,) = arrays.by_rows(xp, rows, dy_rows, cache.normal, cache.inverse)
-    d_weight = xp.sum(dy_rows * cache.normal, axis=0) if weight_grad else None
-    d_bias = xp.sum(dy_rows, axis=0) if weight_grad and cache.has_bias else None
-    return xp.reshape(dx, dy.shape), NormGrads(d_weight, d_bias)
-
-
-def normalize(x: Array) -> tuple[Array, Any]:
-    """y = x/|x| over the last axis, |x| = √Σx²; zero where x is."""
-    xp = checks.floats(x=x)
-    checks.last_axis("x", x)
-    m = largest(xp, x, 0.0)
-    c = x / m
-    length = xp.sqrt(xp.sum(c * c, axis=-1, keepdims=True))
-    length = arrays.where(xp, length == 0, 1.0, length)
-    y = c / length
-    return y, (y, length, m)
+def mean(xp: Any, x: Array) -> Array:
+    """The mean over the last axis, (…, 1). The sum alone may overflow."""
+    return xp.sum(x / x.shape[-1], axis=-1, keepdims=True)
 
 
 def largest(xp: Any, x: Array, least: float) -> Array:
@@ -108,9 +31,91 @@ def largest(xp: Any, x: Array, least: float) -> Array:
     return arrays.where(xp, m == 0, 1.0, m)
 
 
+@arrays.blocked
+def norm_rows(xp: Any, x: Array, *, weight: Array, bias: Array | None, root: float, centred: bool) -> tuple[Array, ...]:
+    """y = x̂∘w + b, x̂ = r·c and r = 1/√(mean(c²) + ε), with c = x − mean(x) if ``centred``, else x; ``root`` is √ε.
+
+    The squares are taken of c/m, m = max(max|c|, √ε) of the row, which cancels: c² itself may overflow or vanish.
+    """
+    c = x - mean(xp, x) if centred else x  # (T, k)
+    m = largest(xp, c, root)  # (T, 1)
+    c = c / m
+    rstd = 1 / xp.sqrt(mean(xp, c * c) + (root / m) ** 2)  # (T, 1)   m·r
+    x_hat = c * rstd
+    y = x_hat * weight
+    return (y if bias is None else y + bias), x_hat, rstd / m
+
+
+@arrays.blocked
+def norm_rows_backward(xp: Any, dy: Array, x_hat: Array, rstd: Array, *, weight: Array, centred: bool) -> Array:
+    """∂L/∂c = r·(g − x̂·mean(x̂∘g)), g = ∂L/∂x̂ = dy∘w; of LayerNorm ∂L/∂x = ∂L/∂c − mean(∂L/∂c).
+
+    From dr = −r³·mean(c∘dc) follows dx̂ = r·(dc − x̂·mean(x̂∘dc)), a symmetric map, and centring, dc = dx − mean(dx),
+    is symmetric too: each is applied to the cotangent, in reverse order. (x̂ has mean zero but for rounding, which a
+    nearly constant row magnifies; so centring stays a step of its own.)
+    """
+    g = dy * weight  # (T, k)
+    dc = rstd * (g - x_hat * mean(xp, x_hat * g))
+    return dc - mean(xp, dc) if centred else dc
+
+
+def apply_norm(
+    xp: Any, x: Array, weight: Array, bias: Array | None, eps: float, centred: bool
+) -> tuple[Array, NormCache]:
+    """Either norm of x (…, k), and its cache."""
+    y, x_hat, rstd = norm_rows(xp, x, weight=weight, bias=bias, root=math.sqrt(eps), centred=centred)
+    return y, (x_hat, rstd, weight, bias is not None, centred)
+
+
+def apply_norm_backward(xp: Any, dy: Array, cache: NormCache, weight_grad: bool) -> tuple[Array, NormGrads]:
+    """∂L/∂x (…, k), and ∂L/∂w = Σ dy∘x̂, ∂L/∂b = Σ dy over all rows."""
+    x_hat, rstd, weight, has_bias, centred = cache
+    d_weight = xp.sum(arrays.as_rows(xp, dy * x_hat), axis=0) if weight_grad else None
+    d_bias = xp.sum(arrays.as_rows(xp, dy), axis=0) if weight_grad and has_bias else None
+    return norm_rows_backward(xp, dy, x_hat, rstd, weight=weight, centred=centred), NormGrads(d_weight, d_bias)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Doors
+# ---------------------------------------------------------------------------------------------------------
+
+
+def layer_norm(
+    x: Array, weight: Array, bias: Array | None, eps: float, *, centred: bool = True
+) -> tuple[Array, NormCache]:
+    """y (…, k) of x (…, k), weight (k,) and bias (k,) or None; the variance is the population's."""
+    xp = checks.floats(x=x, weight=weight, bias=bias)
+    k, eps = checks.last_axis("x", x), checks.number("eps", eps, least=0.0)
+    checks.shape("weight", weight, (k,))
+    checks.shape("bias", bias, (k,))
+    return apply_norm(xp, x, weight, bias, eps, centred)
+
+
+def rms_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> tuple[Array, NormCache]:
+    """The same without centring; Llama's has no bias."""
+    return layer_norm(x, weight, bias, eps, centred=False)
+
+
+def norm_backward(dy: Array, cache: NormCache, *, weight_grad: bool = False) -> tuple[Array, NormGrads]:
+    """∂L/∂x (…, k) of ∂L/∂y, for either norm; the gradients of weight and bias if ``weight_grad``."""
+    xp = checks.cotangent("dy", dy, tuple(cache[0].shape), cache[0])
+    return apply_norm_backward(xp, dy, cache, weight_grad)
+
+
+def normalize(x: Array) -> tuple[Array, Any]:
+    """y = x/|x| over the last axis, |x| = √Σx²; zero where x is. Squares are taken of x/max|x|, as in the norms."""
+    xp = checks.floats(x=x)
+    checks.last_axis("x", x)
+    m = largest(xp, x, 0.0)  # (…, 1)
+    c = x / m
+    length = xp.sqrt(xp.sum(c * c, axis=-1, keepdims=True))  # (…, 1)   |x|/m
+    length = arrays.where(xp, length == 0, 1.0, length)
+    y = c / length
+    return y, (y, length, m)
+
+
 def normalize_backward(dy: Array, cache: Any) -> Array:
     """∂L/∂x = (dy − y·⟨y, dy⟩)/|x|: the part of dy along y cannot change a unit vector."""
     y, length, m = cache
-    xp = checks.floats(cache=y, dy=dy)
-    checks.shape("dy", dy, tuple(y.shape))
-    return (dy - y * xp.sum(y * dy, axis=-1, keepdims=True)) / length / m
+    xp = checks.cotangent("dy", dy, tuple(y.shape), y)
+    return (dy - y * xp.sum(y * dy, axis=-1, keepdims=True)) / length / m  # m·length may overflow

@@ -1,7 +1,7 @@
 """Rotary position embedding (arXiv 2104.09864), with the halves laid out as Llama's checkpoints have them.
 
-Coordinates i and i + h/2 of a head are turned by the angle t·θ^(−2i/h) at place t. A rotation's transpose turns back,
-so backward is forward with the sines negated.
+Coordinates i and i + h/2 of a head are turned by the angle t·ω_i, ω_i = θ^(−2i/h), at position t. A rotation's
+transpose turns back, so backward is forward with the sines negated.
 """
 
 import math
@@ -16,9 +16,9 @@ Array = Any
 
 @dataclass(frozen=True)
 class RotaryScaling:
-    """Slower turns, for inputs longer than those that a model was trained on: f becomes s·f + (1 − s)·f/``factor``.
+    """Slower turns, for inputs longer than those that a model was trained on: ω becomes s·ω + (1 − s)·ω/``factor``.
 
-    With τ = c·f/2π, the turns that f makes in c = ``original_max_position_embeddings`` tokens, Llama 3.1 has s =
+    With τ = c·ω/2π, the turns that ω makes in c = ``original_max_position_embeddings`` tokens, Llama 3.1 has s =
     (τ − low)/(high − low), no less than 0 and no more than 1: few turns are slowed down, many kept. With c = 0
     every s is 0: linear scaling. ValueError names the number that cannot be one.
     """
@@ -55,8 +55,33 @@ def read_scaling(given: Mapping[str, Any], longest: Any = None) -> RotaryScaling
     return RotaryScaling(**rest) if rest else None
 
 
+# ---------------------------------------------------------------------------------------------------------
+# Kernels
+# ---------------------------------------------------------------------------------------------------------
+
+
+def scaled(xp: Any, omega: Array, scaling: RotaryScaling) -> Array:
+    """s·ω + (1 − s)·ω/factor, as ``RotaryScaling`` has it."""
+    low, high = float(scaling.low_freq_factor), float(scaling.high_freq_factor)
+    turns = omega * (int(scaling.original_max_position_embeddings) / (2 * math.pi))  # (h/2,)
+    s = xp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return s * omega + (1.0 - s) * omega / float(scaling.factor)
+
+
+def rotate(xp: Any, x: Array, cos: Array, sin: Array) -> Array:
+    """x (…, T, h) turned by the angles of cos and sin (T, h/2)."""
+    half = cos.shape[-1]
+    first, second = x[..., :half], x[..., half:]  # (…, T, h/2)
+    return arrays.concat(xp, [first * cos - second * sin, second * cos + first * sin], -1)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Doors
+# ---------------------------------------------------------------------------------------------------------
+
+
 def rotary_tables(like: Array, size: int, width: int, theta: float, scaling: Any = None) -> tuple[Array, Array]:
-    """(cos, sin), each (size, width/2), for ``size`` places and heads of ``width``; angles are taken in float64.
+    """(cos, sin), each (size, width/2), for ``size`` positions and heads of ``width``; angles are taken in float64.
 
     ``theta`` θ > 0; ``width`` is even; ``scaling``: a ``RotaryScaling``, or a mapping that says it, or None. TypeError
     or ValueError names what cannot be.
@@ -66,15 +91,12 @@ def rotary_tables(like: Array, size: int, width: int, theta: float, scaling: Any
     theta = checks.number("theta", theta, above=0.0)
     if width % 2:
         raise ValueError(f"width: {width}; it must be even, for a head's coordinates are turned in pairs")
-    frequency = xp.exp(xp.arange(width // 2, dtype=xp.float64, **device) * (-2 * math.log(theta) / width))
+    omega = xp.exp(xp.arange(width // 2, dtype=xp.float64, **device) * (-2 * math.log(theta) / width))
     scaling = read_scaling(scaling) if isinstance(scaling, Mapping) else scaling
     if scaling is not None:
         checks.choice("scaling", type(scaling), (RotaryScaling,))
-        low, high = float(scaling.low_freq_factor), float(scaling.high_freq_factor)
-        turns = frequency * (int(scaling.original_max_position_embeddings) / (2 * math.pi))
-        s = xp.clip((turns - low) / (high - low), 0.0, 1.0)
-        frequency = s * frequency + (1.0 - s) * frequency / float(scaling.factor)
-    angles = xp.arange(size, dtype=xp.float64, **device)[:, None] * frequency
+        omega = scaled(xp, omega, scaling)
+    angles = xp.arange(size, dtype=xp.float64, **device)[:, None] * omega  # (T, h/2)
     real = getattr(xp, checks.precision("like", like))
     return arrays.astype(xp, xp.cos(angles), real), arrays.astype(xp, xp.sin(angles), real)
 
@@ -82,11 +104,10 @@ def rotary_tables(like: Array, size: int, width: int, theta: float, scaling: Any
 def rotary(x: Array, tables: tuple[Array, Array], *, name: str = "x") -> tuple[Array, tuple[Array, Array]]:
     """y (…, T, h) = x (…, T, h) turned; the cache is the tables. Errors call x by its ``name``."""
     cos, sin = tables
-    xp, half = checks.floats(cos=cos, sin=sin, **{name: x}), cos.shape[-1]
-    if x.ndim < 2 or tuple(x.shape[-2:]) != (cos.shape[0], 2 * half):
-        raise ValueError(f"{name}: shape {tuple(x.shape)}; it must be (…, {cos.shape[0]}, {2 * half}) for these tables")
-    first, second = x[..., :half], x[..., half:]
-    return arrays.concat(xp, [first * cos - second * sin, second * cos + first * sin], -1), tables
+    xp, fitting = checks.floats(cos=cos, sin=sin, **{name: x}), (cos.shape[0], 2 * cos.shape[-1])
+    if tuple(x.shape[-2:]) != fitting:
+        raise ValueError(f"{name}: shape {tuple(x.shape)}; it must be (…, {fitting[0]}, {fitting[1]}) for these tables")
+    return rotate(xp, x, cos, sin), tables
 
 
 def rotary_backward(dy: Array, tables: tuple[Array, Array]) -> Array:

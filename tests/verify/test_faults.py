@@ -34,21 +34,17 @@ LayerNorm under RMSNorm's name
     normalize_backward, layer_norm as rms_norm
 nn/activation.py: nn
 tanh-GELU's cube
-    0.044715, 22.0)
-    0.0447, 22.0)
+    cubic=0.044715,
+    cubic=0.0447,
 a slope without the whole of x·σ′
-    e *= 3 * z + c
-    e *= z + c
+    large * small * (c + 3 * z)
+    large * small * (c + z)
 gate and up in each other's place
     return dy * up * slope, dy * value
     return dy * value, dy * up * slope
-nn/activation.py: nn block
-a gradient where no cotangent is
-    return dy * slope
-    return dy * slope + 1e-200
 nn/activation.py: nn block models
 erf's second coefficient in single precision
-    -0.37612625831019597
+    -0.376126258
     -0.3761
 nn/attention.py: nn block models
 the causal mask off
@@ -59,38 +55,38 @@ what is hidden weighs exp(−30)
     arrays.where(xp, seen, zero, -30.0)
 nn/attention.py: nn block
 every sequence padded as the first
-    (mask if boolean else mask != 0)[:, None, None, None, :]
-    (mask if boolean else mask != 0)[:1, None, None, None, :]
+    seen = mask[:, None, None, None, :]
+    seen = mask[:1, None, None, None, :]
 nn/attention.py: nn
 scores over h, not √h
-    q * (1 / math.sqrt(width))
-    q * (1 / width)
+    (q / math.sqrt(width))
+    (q / width)
 softmax's backward without its mean
-    dS -= probabilities * xp.sum(dS, axis=-1, keepdims=True)
-    dS -= 0.0
+    scale * (PdP - P * xp.sum(PdP, axis=-1, keepdims=True))
+    scale * PdP
 the query changed in place
-    xp.reshape(q * (1 / math.sqrt(width)),
-    xp.reshape(q.__imul__(1 / math.sqrt(width)),
+    (q / math.sqrt(width))
+    q.__itruediv__(math.sqrt(width))
 nn/block.py: block
 the residual around attention dropped
-    x = x + project("o", join_heads(out))
-    x = project("o", join_heads(out))
+    residual = x + apply("o", join_heads(xp, output))
+    residual = apply("o", join_heads(xp, output))
 q and k swapped in the fused projection
     for i in range(3))
     for i in (1, 0, 2))
 norm2's eps tenfold
-    norm(x, *parameters["norm2"], spec.eps)
-    norm(x, *parameters["norm2"], 10 * spec.eps)
+    *parameters[role], spec.eps,
+    *parameters[role], spec.eps * (10 if role == "norm2" else 1),
 keys not turned
-    q, k = rotary(q, tables)[0], rotary(k, tables)[0]
-    q = rotary(q, tables)[0]
+    q, k = rotate(xp, q, *tables), rotate(xp, k, *tables)
+    q = rotate(xp, q, *tables)
 the residual around attention dropped in backward
-    return dy + inner, grads
-    return inner, grads
+    d_residual = dy + pull_back("norm2", d_normed)
+    d_residual = pull_back("norm2", d_normed)
 nn/block.py: block models
 the input changed in place
-    x = x + project("o", join_heads(out))
-    x[:] = x + project("o", join_heads(out))
+    residual = x + apply("o", join_heads(xp, output))
+    residual = x.__iadd__(apply("o", join_heads(xp, output)))
 nn/embedding.py: nn
 rows of one id added in too few steps
     step *= 2
@@ -105,20 +101,24 @@ the bias left out
 ∂L/∂b a mean
     d_bias = xp.sum(rows, axis=0)
     d_bias = xp.mean(rows, axis=0)
+nn/linear.py: nn block
+a gradient where no cotangent is
+    xp.reshape(rows @ weight, x.shape)
+    xp.reshape(rows @ weight + 1e-200, x.shape)
 nn/loss.py: nn
 the mean over all rows
-    share = weight / arrays.where(xp, counted == 0, 1.0, counted)
-    share = weight / count
+    share = weight / arrays.where(xp, total == 0, 1.0, total)
+    share = weight / z.shape[0]
 the contrastive loss by texts alone
     0.5 * (by_text + by_image)
     by_text
 nn/norm.py: nn
 the variance of a sample
-    xp.sum(c * c, axis=-1, keepdims=True) / k + (root
-    xp.sum(c * c, axis=-1, keepdims=True) / (k - 1) + (root
+    mean(xp, c * c) + (root
+    mean(xp, c * c) * (c.shape[-1] / (c.shape[-1] - 1)) + (root
 LayerNorm's gradient not centred
-    if cache.centred:
-    if not cache.centred:
+    dc - mean(xp, dc) if centred else dc
+    dc if centred else dc - mean(xp, dc)
 nn/rotary.py: nn
 turned halfway back
     second * cos + first * sin
