@@ -105,9 +105,7 @@ def on(device: Any, xp: Namespace | None = None) -> dict[str, Any]:
 
 def astype(xp: Namespace, x: Array, dtype: Any) -> Array:
     """``x`` in another dtype (CuPy 13 has the method alone, array-api-strict the function alone)."""
-    if hasattr(xp, "astype"):
-        return xp.astype(x, dtype, copy=False)
-    return x.astype(dtype, copy=False)
+    return x.astype(dtype, copy=False) if hasattr(x, "astype") else xp.astype(x, dtype, copy=False)
 
 
 def widen(xp: Namespace, x: Array, precision: str) -> Array:
@@ -186,3 +184,26 @@ def blocked(f: Kernel) -> Kernel:
         return by_rows(xp, functools.partial(f, xp, **fixed), *xs)
 
     return cast(Kernel, functools.wraps(f)(run))
+
+
+def elementwise(f: Kernel) -> Kernel:
+    """A kernel ``f(xp, *xs, **fixed)`` of element-wise steps alone, of arrays of one shape: on CuPy one kernel of it.
+
+    Elsewhere, and of complex numbers, it is ``blocked``.
+    """
+    apart = blocked(f)
+
+    def run(xp: Namespace, *xs: Array, **fixed: Any) -> Any:
+        if xp.__name__ == "cupy" and dtype_name(xs[0]) not in REAL_PART:
+            return _fused(f, tuple(fixed.items()))(*xs)
+        return apart(xp, *xs, **fixed)
+
+    return cast(Kernel, functools.wraps(f)(run))
+
+
+@functools.cache
+def _fused(f: Callable[..., Any], fixed: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+    """``cupy.fuse`` of ``f``: traced at its first call with each dtype, then one launch a call."""
+    cupy = sys.modules["cupy"]
+    fused: Callable[..., Any] = cupy.fuse(kernel_name=f.__name__)(functools.partial(f, cupy, **dict(fixed)))
+    return fused

@@ -131,17 +131,17 @@ def _normalised(basis: Floats, dtype: str) -> Floats:
     """
     mean = basis.mean(dtype=np.float64)
 
-    def squares(block: Floats) -> tuple[Any]:
-        return (((block - mean) ** 2).sum(axis=(1, 2)),)
+    def squares(block: Floats) -> Any:
+        return ((block - mean) ** 2).sum(axis=-1)
 
-    def quotient(block: Floats) -> tuple[Floats]:
-        return (_rounded(block / deviation, dtype),)
+    def quotient(block: Floats) -> Floats:
+        return _rounded(block / deviation, dtype)
 
-    total = arrays.by_rows(np, squares, basis)[0].sum()
+    total = arrays.by_rows(np, squares, basis).sum()
     deviation = np.array([math.sqrt(total / (basis.size - 1)) if basis.size > 1 else np.nan], dtype=np.float32)
     deviation = _rounded(deviation, dtype)
     with np.errstate(divide="ignore", invalid="ignore"):
-        result: Floats = arrays.by_rows(np, quotient, basis)[0]
+        result: Floats = arrays.by_rows(np, quotient, basis)
     return result
 
 

@@ -76,7 +76,7 @@ def erf_parts(xp: Any, x: Array, sign: Array) -> tuple[Array, Array, Array, Arra
     return arrays.real(xp, a) < 1, a + a * polynomial(z, P), decay * polynomial(1 / (2 + a), Q), decay
 
 
-@arrays.blocked
+@arrays.elementwise
 def signed_erf(xp: Any, x: Array) -> tuple[Array, Array]:
     """erf(x) and exp(−x²)."""
     sign = 2 * right_of_zero(xp, x) - 1
@@ -84,7 +84,7 @@ def signed_erf(xp: Any, x: Array) -> tuple[Array, Array]:
     return sign * xp.where(near, near_erf, 1 - far_erfc), decay
 
 
-@arrays.blocked
+@arrays.elementwise
 def gelu(xp: Any, x: Array) -> tuple[Array, Array]:
     """f′ = Φ(x) + x·φ(x), φ(x) = exp(−x²/2)/√(2π). To the left Φ is ½erfc(|x|/√2), which far out cancels nothing."""
     right = right_of_zero(xp, x)
@@ -94,7 +94,7 @@ def gelu(xp: Any, x: Array) -> tuple[Array, Array]:
     return x * cumulative, cumulative + x * decay * (1 / math.sqrt(2 * math.pi))
 
 
-@arrays.blocked
+@arrays.elementwise
 def sigmoid_gate(xp: Any, x: Array, *, c: float, cubic: float, far: float) -> tuple[Array, Array]:
     """x·σ(u) with u = c(x + cubic·x³), and σ + x·σ(1 − σ)·u′. With e = exp(−|u|), σ is 1/(1 + e) or e/(1 + e).
 
