@@ -187,23 +187,26 @@ def blocked(f: Kernel) -> Kernel:
 
 
 def elementwise(f: Kernel) -> Kernel:
-    """A kernel ``f(xp, *xs, **fixed)`` of element-wise steps alone, of arrays of one shape: on CuPy one kernel of it.
+    """A kernel ``f(xp, *xs, **fixed)`` of element-wise steps alone, arrays of one shape: ``fused`` or ``blocked``."""
+    return fused(f, elsewhere=blocked(f))
 
-    Elsewhere, and of complex numbers, it is ``blocked``.
+
+def fused(f: Kernel, elsewhere: Callable[..., Any] | None = None) -> Kernel:
+    """A kernel ``f(xp, *xs, **fixed)`` of element-wise steps alone, of arrays that broadcast: on CuPy one kernel of it.
+
+    Elsewhere (None: as it is), and of complex numbers, it is run step by step.
     """
-    apart = blocked(f)
 
     def run(xp: Namespace, *xs: Array, **fixed: Any) -> Any:
         if xp.__name__ == "cupy" and dtype_name(xs[0]) not in REAL_PART:
-            return _fused(f, tuple(fixed.items()))(*xs)
-        return apart(xp, *xs, **fixed)
+            return _traced(f, tuple(fixed.items()))(*xs)
+        return (elsewhere or f)(xp, *xs, **fixed)
 
     return cast(Kernel, functools.wraps(f)(run))
 
 
 @functools.cache
-def _fused(f: Callable[..., Any], fixed: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+def _traced(f: Callable[..., Any], fixed: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
     """``cupy.fuse`` of ``f``: traced at its first call with each dtype, then one launch a call."""
     cupy = sys.modules["cupy"]
-    fused: Callable[..., Any] = cupy.fuse(kernel_name=f.__name__)(functools.partial(f, cupy, **dict(fixed)))
-    return fused
+    return cast(Callable[..., Any], cupy.fuse(kernel_name=f.__name__)(functools.partial(f, cupy, **dict(fixed))))

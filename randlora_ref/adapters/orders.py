@@ -82,16 +82,18 @@ class Termwise:
 
     def project(self, p: Array) -> Array:
         """(p∘Γ_j) Aᵀ for every j."""
-        z = (p[:, None, :] * self.layer.gamma) @ self.layer._A.T  # (T, n, r)
-        z = arrays.swap_last(z) if self.layer._crossed else z
-        return self.xp.reshape(z, (p.shape[0], self.layer.n * self.layer.rank))
+        n, r, d = self.layer.n, self.layer.rank, self.layer.d
+        z = self.xp.reshape(p[:, None, :] * self.layer.gamma, (p.shape[0] * n, d)) @ self.layer._A.T  # (T·n, r)
+        if self.layer._crossed:
+            z = arrays.swap_last(self.xp.reshape(z, (p.shape[0], n, r)))
+        return self.xp.reshape(z, (p.shape[0], n * r))
 
     def spread(self, u: Array) -> Array:
         """u_j A (T, n, d) for every j."""
-        n, r = self.layer.n, self.layer.rank
-        if self.layer._crossed:
-            return arrays.swap_last(self.xp.reshape(u, (u.shape[0], r, n))) @ self.layer._A
-        return self.xp.reshape(u, (u.shape[0], n, r)) @ self.layer._A
+        n, r, d = self.layer.n, self.layer.rank, self.layer.d
+        u = arrays.swap_last(self.xp.reshape(u, (u.shape[0], r, n))) if self.layer._crossed else u
+        rows = self.xp.reshape(u, (u.shape[0] * n, r)) @ self.layer._A  # (T·n, d)
+        return self.xp.reshape(rows, (u.shape[0], n, d))
 
     def gather(self, spread: Array) -> Array:
         """Σ_j (u_j A)∘Γ_j."""
@@ -107,13 +109,13 @@ THROUGH_K: dict[Order, Any] = {"thin": Thin, "termwise": Termwise}
 
 def apply(xp: Any, layer: "RandLoRA", order: Order, x: Array, keep: bool) -> tuple[Array, Any]:
     """x ΔWᵀ (T, out) of x (T, in); z, and K if it is formed and to ``keep``."""
-    K, B, c = THROUGH_K[order](xp, layer, None), layer._B, layer._c(xp)
+    K, B = THROUGH_K[order](xp, layer, None), layer._B
     if layer.tall:
         z = K.project(x)  # (T, n·r)
-        step = (z * c) @ B.T
+        step = layer._times_c(xp, z) @ B.T
     else:
         z = x @ B
-        step = K.gather(K.spread(z * c))
+        step = K.gather(K.spread(layer._times_c(xp, z)))
     return step, (z, K.K if keep else None)
 
 
@@ -122,13 +124,13 @@ def pull_back(
 ) -> tuple[Array, tuple[Array, ...]]:
     """dy ΔW (T, in) of dy (T, out), ∂L/∂Λ (n, r) and ∂L/∂Γ (n, d), with ∂L/∂Λ = s·∂L/∂c."""
     z, formed = cache
-    K, B, c = THROUGH_K[order](xp, layer, formed), layer._B, layer._c(xp)
+    K, B = THROUGH_K[order](xp, layer, formed), layer._B
     if layer.tall:
         v = dy @ B  # (T, n·r)
-        spread = K.spread(v * c)
+        spread = K.spread(layer._times_c(xp, v))
         step, d_gamma = K.gather(spread), K.d_gamma(spread, x)
     else:
         v = K.project(dy)
-        step, d_gamma = (v * c) @ B.T, K.d_gamma(K.spread(z * c), dy)
+        step, d_gamma = layer._times_c(xp, v) @ B.T, K.d_gamma(K.spread(layer._times_c(xp, z)), dy)
     d_c = xp.sum(v * z, axis=0)[:, None]  # (n·r, 1)
     return step, (layer.scaling * layer._terms(xp, d_c)[:, :, 0], d_gamma)

@@ -28,6 +28,12 @@ Array = Any
 DEVIATION = "; bases drawn by PEFT's rule are NaN where their deviation is zero: another seed has others"
 
 
+@arrays.fused
+def scaled_rows(xp: Any, c: Array, A: Array, gamma: Array) -> Array:
+    """c·(A∘Γ), of arrays that broadcast."""
+    return c * (A * gamma)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
     """A RandLoRA adapter of one weight (out, in), from given arrays; ``RandLoRA.start`` makes one to be trained.
@@ -143,7 +149,7 @@ class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
     def delta_weight(self) -> Array:
         """ΔW (out, in): M = 𝐁 S, or its transpose (Eq. 4); NLG's ``M.reshape(in, out).T``."""
         xp = checks.namespace(lambda_=self.lambda_)
-        S = self._c(xp)[:, None] * self._K(xp)  # (n·r, d)   s·Λ_j[k]·A[k, :]∘Γ_j
+        S = self._S(xp)  # (n·r, d)
         if self._reshaped and self.tall:
             return xp.reshape(self._B @ S, (self.d, self.D)).T
         return self._B @ S if self.tall else S.T @ self._B.T  # (out, in)
@@ -166,21 +172,32 @@ class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
         d_gamma = ((s * self.lambda_)[:, None, :] @ P)[:, 0, :]  # (n, d)   s·Λ_jᵀ P_j
         return d_lambda, d_gamma
 
-    # -- 𝐁, c and K, and the order of their columns and rows ------------------------------------------------
+    # -- c, K and S, and the order of their rows ----------------------------------------------------------
 
     @property
     def _crossed(self) -> bool:
         return bool(self.dialect.pairing == "crossed")
 
-    def _c(self, xp: Any) -> Array:
-        """c = s·vec Λ (n·r,)."""
-        scaled = self.scaling * self.lambda_
-        return xp.reshape(scaled.T if self._crossed else scaled, (self.n * self.rank,))
+    def _times_c(self, xp: Any, z: Array) -> Array:
+        """z∘c of rows z (T, n·r), c = s·vec Λ."""
+        c = self.scaling * self.lambda_
+        c = c.T if self._crossed else c
+        return xp.reshape(xp.reshape(z, (z.shape[0], *c.shape)) * c, z.shape)
+
+    def _rows(self) -> tuple[Array, Array]:
+        """A and Γ as they broadcast: term by term (n, r, d), or rank by rank (r, n, d) if crossed."""
+        return (self._A[:, None, :], self.gamma) if self._crossed else (self._A, self.gamma[:, None, :])
 
     def _K(self, xp: Any) -> Array:
         """K (n·r, d), the Khatri-Rao product: row (j, k) is A[k, :]∘Γ_j."""
-        A, gamma = (self._A[:, None, :], self.gamma) if self._crossed else (self._A, self.gamma[:, None, :])
+        A, gamma = self._rows()
         return xp.reshape(A * gamma, (self.n * self.rank, self.d))
+
+    def _S(self, xp: Any) -> Array:
+        """S = diag(c) K (n·r, d): row (j, k) is s·Λ_j[k]·A[k, :]∘Γ_j."""
+        scaled = self.scaling * self.lambda_
+        S = scaled_rows(xp, (scaled.T if self._crossed else scaled)[:, :, None], *self._rows())
+        return xp.reshape(S, (self.n * self.rank, self.d))
 
     def _terms(self, xp: Any, x: Array) -> Array:
         """Rows (n·r, k) in the order of K's as (n, r, k)."""
