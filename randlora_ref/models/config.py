@@ -1,13 +1,15 @@
-"""What a model is made of: its modules with their saved tensors, its stacks of blocks, and its configuration, checked.
+"""What a model is made of, and its configuration: modules with their saved tensors, towers of blocks, keys checked.
 
-A *module* has PEFT's name of it; its tensors have the names under which ``transformers`` 5.23 saves them. A
-configuration lists its modules, and that list is the one map between the two.
+A *module* has PEFT's name of it, and the names under which ``transformers`` 5.23 saves its tensors. A *tower* has its
+modules by role: what each of them is for. Each model's file has the one map from roles to names, and ``Config.tower``
+makes modules of it.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Self, get_args
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, Self, get_args
 
 from .. import checks
 from ..nn import BlockSpec
@@ -16,82 +18,64 @@ ACTIVATIONS = {  # the names of configurations, and ours
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu",
     "silu": "silu",
 }  # fmt: skip
-MULTIPLES = {"hidden_size": "num_attention_heads", "n_embd": "n_head", "image_size": "patch_size"} | {
-    "num_attention_heads": "num_key_value_heads"
+CHOICES = {"hidden_act": ACTIVATIONS, "activation_function": ACTIVATIONS}
+LIMITS = {"rope_theta": {"above": 0.0}}  # of a number; any other is 0 or more
+MULTIPLES = {  # a size, and what it must be a multiple of
+    "hidden_size": "num_attention_heads",
+    "num_attention_heads": "num_key_value_heads",
+    "image_size": "patch_size",
 }
+Allowed = Mapping[str, tuple[Any, ...]]
+NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Module:
-    """A module by PEFT's ``name``, and its ``tensors``: the saved name and shape of its "weight", its "bias".
+    """A module by PEFT's ``name``; ``shape`` is its weight's: (out, in) of a linear one, (rows, width) of a table.
 
-    ``linear`` ones can be adapted; the weight of a ``transposed`` one (Conv1D) is saved as (in, out).
+    ``saved``: under which name its tensors are, if that is another. ``linear`` ones can be adapted; the weight of a
+    ``transposed`` one (Conv1D) is saved as (in, out). A ``bare`` one is a weight of no module.
     """
 
     name: str
-    tensors: Mapping[str, tuple[str, tuple[int, ...]]]
+    shape: tuple[int, ...]
+    bias: bool = False
     linear: bool = False
     transposed: bool = False
+    bare: bool = False
+    saved: str = ""
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in) of a linear module."""
-        first, second = self.tensors["weight"][1]
-        return (second, first) if self.transposed else (first, second)
-
-
-def module(
-    name: str, shape: tuple[int, ...], *, saved: str = "", bias: bool = False, transposed: bool = False, **kind: bool
-) -> Module:
-    """A module whose tensors are saved under ``saved`` (its own name if empty), of weight ``shape`` (out, in)."""
-    saved = saved or name
-    tensors = {"weight": (f"{saved}.weight", shape[::-1] if transposed else shape)}
-    return Module(
-        name, tensors | ({"bias": (f"{saved}.bias", shape[:1])} if bias else {}), transposed=transposed, **kind
-    )
+    @cached_property
+    def tensors(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Of its "weight", and its "bias" if it has one: the saved name and the saved shape."""
+        saved, shape = self.saved or self.name, self.shape[::-1] if self.transposed else self.shape
+        weight = {"weight": (saved if self.bare else f"{saved}.weight", shape)}
+        return weight | ({"bias": (f"{saved}.bias", self.shape[:1])} if self.bias else {})
 
 
-def bare(name: str, shape: tuple[int, ...]) -> Module:
-    """A weight that is no module's: its saved name is its own."""
-    return Module(name, {"weight": (name, shape)})
+class Tower(NamedTuple):
+    """Embeddings, the blocks of one ``spec``, a norm, and the head that reads what comes out: its modules by role.
 
-
-@dataclass(frozen=True)
-class Stack:
-    """``count`` blocks, layer i's modules under ``prefix``.i. with the suffixes of ``names`` by role.
-
-    ``saved_prefix`` and ``saved_names`` are those of the saved tensors, where they differ.
+    Roles in ``layers`` are those of ``nn.BlockSpec``. Those in ``outer`` are "embed_tokens" of a tower of texts,
+    "patch_embed" and "class_token" of one of images, "position_embeddings" (without one, positions are rotary),
+    "pre_norm" (CLIP's images have it), "norm" and "head".
     """
 
-    prefix: str
-    count: int
+    config: "Config"
     spec: BlockSpec
-    names: Mapping[str, str]
-    saved_prefix: str = ""
-    saved_names: Mapping[str, str] = field(default_factory=dict)
-    transposed: bool = False
-
-    def modules(self) -> Iterator[Module]:
-        """The modules of every layer."""
-        norms: dict[str, tuple[int, ...]] = dict.fromkeys(("norm1", "norm2"), (self.spec.width,))
-        for layer in range(self.count):
-            for role, shape in (norms | self.spec.shapes()).items():
-                linear = len(shape) == 2
-                saved = f"{self.saved_prefix or self.prefix}.{layer}.{self.saved_names.get(role, self.names[role])}"
-                kind = {"bias": role in self.spec.biases, "transposed": linear and self.transposed, "linear": linear}
-                yield module(f"{self.prefix}.{layer}.{self.names[role]}", shape, saved=saved, **kind)
+    outer: Mapping[str, Module]
+    layers: tuple[Mapping[str, Module], ...]
 
 
-class Config(ABC):
+class Config:
     """Base of the configurations: frozen dataclasses whose fields have the keys of the Hugging Face ``config.json``.
 
     Every field is checked by its type, whoever made the object: integers are positive (ids apart), numbers finite and
     not negative, and a text is neither. NumPy's become Python's. ValueError names the key.
     """
 
-    MODEL_TYPE: ClassVar[str]
-    FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # keys that the model reads in one way only
-    ALIASES: ClassVar[Mapping[str, str]] = {}  # other spellings of keys, which `transformers` reads too
+    FIXED: ClassVar[Allowed] = NONE  # keys that the model reads in one way only
+    ALIASES: ClassVar[Mapping[str, str]] = NONE  # other spellings of keys, which `transformers` reads too
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:
@@ -101,17 +85,15 @@ class Config(ABC):
         """
         if not isinstance(config, Mapping):
             raise TypeError(f"config: {config!r}; it must be a mapping of the keys of a config.json")
-        if config.get("model_type", cls.MODEL_TYPE) != cls.MODEL_TYPE:
-            raise ValueError(f"model_type: {config['model_type']!r}; it must be {cls.MODEL_TYPE!r}")
         for key, allowed in cls.FIXED.items():
             if key in config and config[key] not in allowed:
                 raise ValueError(f"{key}: {config[key]!r} is not implemented; it must be {allowed[0]!r} or left out")
-        given, known = cls._resolved(dict(config)), {one.name for one in fields(cls)}  # type: ignore[arg-type]
-        return cls(**{key: value for key, value in given.items() if key in known})
+        known = {one.name for one in fields(cls)}  # type: ignore[arg-type]
+        return cls(**{key: value for key, value in cls._fields(dict(config)).items() if key in known})
 
     @classmethod
-    def _resolved(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """``given`` with the other spellings of keys under the fields' names."""
+    def _fields(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """``given`` with what is not spelled as the fields are under the fields' names."""
         for alias, key in cls.ALIASES.items():
             value = given.get(alias)
             if value is not None and given.get(key) not in (None, value):
@@ -120,38 +102,86 @@ class Config(ABC):
         return given
 
     def __post_init__(self) -> None:
-        for name, hint in ((one.name, one.type) for one in fields(self)):  # type: ignore[arg-type]
-            (kind, *optional), value = get_args(hint) or (hint,), getattr(self, name)
+        for key, hint in ((one.name, one.type) for one in fields(self)):  # type: ignore[arg-type]
+            (kind, *optional), value = get_args(hint) or (hint,), getattr(self, key)
             if value is None and optional:
                 continue
             if kind is int:  # an id may count from the vocabulary's end
-                value = checks.integer(name, value, -getattr(self, "vocab_size", 0) if name.endswith("_id") else 1)
+                value = checks.integer(key, value, -getattr(self, "vocab_size", 0) if key.endswith("_id") else 1)
             elif kind is float:
-                value = checks.number(name, value, **({"above": 0.0} if name == "rope_theta" else {"least": 0.0}))
+                value = checks.number(key, value, **LIMITS.get(key, {"least": 0.0}))
             elif not isinstance(value, kind):
-                raise ValueError(f"{name}: {value!r}; it must be a {kind.__name__}")
-            elif name in ("hidden_act", "activation_function"):
-                checks.choice(name, value, ACTIVATIONS)
-            object.__setattr__(self, name, value)
+                raise ValueError(f"{key}: {value!r}; it must be a {kind.__name__}")
+            elif key in CHOICES:
+                checks.choice(key, value, CHOICES[key])
+            object.__setattr__(self, key, value)
         for whole, part in MULTIPLES.items():
-            size, divisor = getattr(self, whole, 0), getattr(self, part, None) or 1
-            if size % divisor and not (part == "num_attention_heads" and getattr(self, "head_dim", None)):
-                raise ValueError(f"{whole}: {size}; it must be a multiple of {part}, {divisor}")
-        self.stacks()
+            size, divisor = self.get(whole) or 0, self.get(part) or 1
+            if size % divisor and not (whole == "hidden_size" and self.get("head_dim")):
+                own, other = (self.ALIASES.get(key, key) for key in (whole, part))
+                raise ValueError(f"{own}: {size}; it must be a multiple of {other}, {divisor}")
+        self.towers()
 
-    @abstractmethod
-    def stacks(self) -> tuple["Stack", ...]:
-        """The blocks, tower by tower. ValueError names what does not fit."""
+    def get(self, *keys: str) -> Any:
+        """The value of the first of ``keys`` that is here, in this spelling or in another, and not None; else None."""
+        values = (getattr(self, self.ALIASES.get(key, key), None) for key in keys)
+        return next((value for value in values if value is not None), None)
+
+    def towers(self) -> tuple[Tower, ...]:
+        """The towers, if this is a whole model's configuration. ValueError names what does not fit."""
+        return ()
 
     def modules(self) -> Iterator[Module]:
-        """Every module that has tensors: the one map between PEFT's names and saved ones. A tower's are its model's."""
-        yield from ()
+        """Every module that has tensors."""
+        for tower in self.towers():
+            for by_role in (*tower.layers, tower.outer):
+                yield from by_role.values()
+
+    def tower(
+        self, names: Mapping[str, str], head: int, biases: Collection[str], *, bare: Mapping[str, int] = NONE,
+        saved_as: Mapping[str, str] = NONE, transposed: bool = False, **kind: bool
+    ) -> Tower:  # fmt: skip
+        """The tower of this configuration, whose ``head`` gives so many numbers.
+
+        ``names``: of each role; of those in the blocks what follows "layers".i. ``biases``: the roles that have one,
+        beside a LayerNorm. ``bare``: those that are weights of no module, and of how many axes. ``saved_as``: what
+        parts of the names are where tensors are saved. ``transposed``: whether the blocks' weights are. ``kind``: what
+        else ``BlockSpec`` says.
+        """
+        width, heads, count = (self.get(key) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
+        hidden, activation = self.get("intermediate_size", "n_inner"), self.get("hidden_act", "activation_function")
+        key_heads, head_width = self.get("num_key_value_heads", "num_attention_heads"), self.get("head_dim")
+        sizes = (width, hidden or 4 * width, heads, key_heads, head_width or width // heads)
+        eps = self.get("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps")
+        inside = frozenset(biases) - {"patch_embed", "head"}
+        spec = BlockSpec(*sizes, eps, ACTIVATIONS[activation], biases=inside, **kind)
+        patch, channels, inner = self.get("patch_size"), self.get("num_channels"), spec.shapes()
+        positions = (self.get("image_size") // patch) ** 2 + 1 if patch else self.get("max_position_embeddings")
+        shapes: dict[str, tuple[int, ...]] = {"embed_tokens": (self.get("vocab_size"), width), "head": (head, width)}
+        shapes |= {"patch_embed": (width, channels, patch, patch), "position_embeddings": (positions, width)}
+
+        def module(role: str, prefix: str = "") -> Module:
+            name = saved = prefix + names[role]
+            for part, other in saved_as.items():
+                saved = saved.replace(part, other)
+            shape = inner.get(role) or shapes.get(role, (width,))
+            shape = (1,) * (bare.get(role, 0) - len(shape)) + shape
+            bias, linear = spec.centred if "norm" in role else role in biases, role in inner or role == "head"
+            return Module(name, shape, bias, linear, transposed and role in inner, role in bare, saved)
+
+        in_block = [role for role in names if role in ("norm1", "norm2", *inner)]
+        outer = {role: module(role) for role in names if role not in ("layers", *in_block)}
+        prefixes = [f"{names['layers']}.{index}." for index in range(count)]
+        return Tower(self, spec, outer, tuple({role: module(role, prefix) for role in in_block} for prefix in prefixes))
 
 
-def block_spec(
-    width: int, hidden: int, heads: int, eps: float, activation: str, biases: Iterable[str],
-    key_heads: int | None = None, head_width: int | None = None, **more: bool
-) -> BlockSpec:  # fmt: skip
-    """A ``BlockSpec`` from a configuration's numbers and its name of the activation."""
-    sizes = (width, hidden, heads, key_heads or heads, head_width or width // heads)
-    return BlockSpec(*sizes, eps, ACTIVATIONS[activation], biases=frozenset(biases), **more)
+@dataclass(frozen=True)
+class EncoderConfig(Config):
+    """The keys that ViT and both towers of CLIP share, with CLIP's defaults."""
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5

@@ -1,19 +1,21 @@
-"""GPT-2 (Radford et al., 2019): learned places, LayerNorm first, one projection for q, k and v, a tied head.
+"""GPT-2 (Radford et al., 2019): learned positions, LayerNorm first, one projection for q, k and v, a tied head.
 
 Its checkpoints hold linear weights as (in, out) ("Conv1D"). They are turned where modules are listed, here, and
 everywhere else a weight is (out, in). Saved names are module names.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from .causal import CausalModel
-from .config import Config, Module, Stack, block_spec, module
+from .config import Allowed, Config, Tower
 
-ROLES = {
+NAMES = {
+    "embed_tokens": "transformer.wte", "position_embeddings": "transformer.wpe", "layers": "transformer.h",
     "norm1": "ln_1", "qkv": "attn.c_attn", "o": "attn.c_proj", "norm2": "ln_2", "up": "mlp.c_fc", "down": "mlp.c_proj",
+    "norm": "transformer.ln_f", "head": "lm_head",
 }  # fmt: skip
+BIASES = ("qkv", "o", "up", "down")
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,9 @@ class GPT2Config(Config):
     spellings at once, and different, are refused (there the other name wins).
     """
 
-    MODEL_TYPE: ClassVar[str] = "gpt2"
-    FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "add_cross_attention": (False,), "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,),
-        "reorder_and_upcast_attn": (False,),
+    FIXED: ClassVar[Allowed] = {
+        "model_type": ("gpt2",), "add_cross_attention": (False,), "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,), "reorder_and_upcast_attn": (False,),
     }  # fmt: skip
     ALIASES: ClassVar[dict[str, str]] = {
         "num_attention_heads": "n_head",
@@ -45,31 +46,13 @@ class GPT2Config(Config):
     layer_norm_epsilon: float = 1e-5
     tie_word_embeddings: bool = True
 
-    @property
-    def max_position_embeddings(self) -> int:
-        """The longest input."""
-        return self.n_positions
-
-    def stacks(self) -> tuple[Stack, ...]:
-        """The blocks."""
-        numbers = (self.n_embd, self.n_inner or 4 * self.n_embd, self.n_head, self.layer_norm_epsilon)
-        spec = block_spec(*numbers, self.activation_function, ROLES, fused=True)
-        return (Stack("transformer.h", self.n_layer, spec, ROLES, transposed=True),)
-
-    def modules(self) -> Iterator[Module]:
-        """Every module, in the order of the forward pass."""
-        yield module("transformer.wte", (self.vocab_size, self.n_embd))
-        yield module("transformer.wpe", (self.n_positions, self.n_embd))
-        yield from self.stacks()[0].modules()
-        yield module("transformer.ln_f", (self.n_embd,), bias=True)
-        saved = "transformer.wte" if self.tie_word_embeddings else "lm_head"
-        yield module("lm_head", (self.vocab_size, self.n_embd), saved=saved, linear=True)
+    def towers(self) -> tuple[Tower]:
+        """The one that it is."""
+        saved_as = {NAMES["head"]: NAMES["embed_tokens"]} if self.tie_word_embeddings else {}
+        return (self.tower(NAMES, self.vocab_size, BIASES, saved_as=saved_as, transposed=True, fused=True),)
 
 
 class GPT2(CausalModel):
     """``GPT2LMHeadModel`` of ``transformers``, with adapters. See ``CausalModel.forward`` and ``backward``."""
 
     CONFIG = GPT2Config
-    TOKENS = "transformer.wte"
-    PLACES = "transformer.wpe"
-    NORM = "transformer.ln_f"

@@ -1,14 +1,15 @@
-"""Llama (arXiv 2302.13971): RMSNorm, rotary places, grouped queries, SwiGLU. Saved names are module names."""
+"""Llama (arXiv 2302.13971): RMSNorm, rotary positions, grouped queries, SwiGLU. Saved names are module names."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..nn.rotary import RotaryScaling, read_scaling
 from .causal import CausalModel
-from .config import Config, Module, Stack, block_spec, module
+from .config import Allowed, Config, Tower
 
-ROLES = {
+NAMES = {
+    "embed_tokens": "model.embed_tokens", "layers": "model.layers", "norm": "model.norm", "head": "lm_head",
     "norm1": "input_layernorm", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
     "o": "self_attn.o_proj", "norm2": "post_attention_layernorm", "gate": "mlp.gate_proj", "up": "mlp.up_proj",
     "down": "mlp.down_proj",
@@ -25,9 +26,8 @@ class LlamaConfig(Config):
     one counts from the end.
     """
 
-    MODEL_TYPE: ClassVar[str] = "llama"
     ALIASES: ClassVar[dict[str, str]] = {"rope_parameters": "rope_scaling"}
-    FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {"partial_rotary_factor": (None, 1.0), "pretraining_tp": (1,)}
+    FIXED: ClassVar[Allowed] = {"model_type": ("llama",), "partial_rotary_factor": (None, 1.0), "pretraining_tp": (1,)}
     vocab_size: int = 32000
     hidden_size: int = 4096
     intermediate_size: int = 11008
@@ -51,31 +51,20 @@ class LlamaConfig(Config):
             object.__setattr__(self, "rope_theta", given.pop("rope_theta", self.rope_theta))
             object.__setattr__(self, "rope_scaling", read_scaling(given, self.max_position_embeddings))
         super().__post_init__()
-        if (width := self.stacks()[0].spec.head_width) % 2:
+
+    def towers(self) -> tuple[Tower]:
+        """The one that it is."""
+        biases = (*"qkvo" * self.attention_bias, *("gate", "up", "down") * self.mlp_bias)
+        saved_as = {NAMES["head"]: NAMES["embed_tokens"]} if self.tie_word_embeddings else {}
+        tower = self.tower(NAMES, self.vocab_size, biases, saved_as=saved_as, centred=False, gated=True)
+        if (width := tower.spec.head_width) % 2:
             raise ValueError(f"head_dim: {width}; it must be even, for its coordinates are turned in pairs")
         if self.pad_token_id is not None and self.pad_token_id >= self.vocab_size:
             raise ValueError(f"pad_token_id: {self.pad_token_id}; it must be below vocab_size, {self.vocab_size}")
-
-    def stacks(self) -> tuple[Stack, ...]:
-        """The blocks."""
-        numbers = (self.hidden_size, self.intermediate_size, self.num_attention_heads, self.rms_norm_eps)
-        biases = (*"qkvo" * self.attention_bias, *("gate", "up", "down") * self.mlp_bias)
-        heads = (self.num_key_value_heads, self.head_dim)
-        spec = block_spec(*numbers, self.hidden_act, biases, *heads, centred=False, gated=True)
-        return (Stack("model.layers", self.num_hidden_layers, spec, ROLES),)
-
-    def modules(self) -> Iterator[Module]:
-        """Every module, in the order of the forward pass."""
-        yield module("model.embed_tokens", (self.vocab_size, self.hidden_size))
-        yield from self.stacks()[0].modules()
-        yield module("model.norm", (self.hidden_size,))
-        saved = "model.embed_tokens" if self.tie_word_embeddings else "lm_head"
-        yield module("lm_head", (self.vocab_size, self.hidden_size), saved=saved, linear=True)
+        return (tower,)
 
 
 class Llama(CausalModel):
     """``LlamaForCausalLM`` of ``transformers``, with adapters. See ``CausalModel.forward`` and ``backward``."""
 
     CONFIG = LlamaConfig
-    TOKENS = "model.embed_tokens"
-    NORM = "model.norm"

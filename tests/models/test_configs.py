@@ -107,9 +107,9 @@ def test_no_mapping(kind: Any) -> None:
 def test_eps_may_be_zero_and_head_dim_may_be_free() -> None:
     """What is right stays right: eps 0, heads that do not divide where head_dim is given, ids of any sign."""
     assert models.LlamaConfig(rms_norm_eps=0).rms_norm_eps == 0.0
-    assert models.LlamaConfig(hidden_size=4100, head_dim=64).stacks()[0].spec.head_width == 64
-    assert models.GPT2Config(n_inner=8).stacks()[0].spec.hidden == 8
-    assert models.GPT2Config().stacks()[0].spec.hidden == 3072
+    assert models.LlamaConfig(hidden_size=4100, head_dim=64).towers()[0].spec.head_width == 64
+    assert models.GPT2Config(n_inner=8).towers()[0].spec.hidden == 8
+    assert models.GPT2Config().towers()[0].spec.hidden == 3072
     assert TextConfig(eos_token_id=0).eos_token_id == 0
 
 

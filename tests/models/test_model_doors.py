@@ -154,11 +154,11 @@ def test_scaled_turns_reach_every_block() -> None:
     kind, config, weights, given = build("Llama", rope_scaling={"type": "linear", "factor": 3.0}, rope_theta=50.0)
     model = kind(config, weights)
     angles = np.arange(6)[:, None] / 3 * 50.0 ** (-np.array([0, 2]) / 4)
-    x, (stack,) = weights["model.embed_tokens.weight"][given["ids"]], config.stacks()
+    x, (tower,) = weights["model.embed_tokens.weight"][given["ids"]], config.towers()
     mask = nn.additive_mask(x, 6, causal=True, mask=given["attention_mask"])
-    for layer in range(2):
-        parts = {role: model.tensors(f"model.layers.{layer}.{name}") for role, name in stack.names.items()}
-        x, _ = nn.block(x, stack.spec, parts, {}, mask, (np.cos(angles), np.sin(angles)))
+    for layer in tower.layers:
+        parts = {role: model.parameters(module) for role, module in layer.items()}
+        x, _ = nn.block(x, tower.spec, parts, {}, mask, (np.cos(angles), np.sin(angles)))
     expected = nn.rms_norm(x, weights["model.norm.weight"], None, config.rms_norm_eps)[0] @ weights["lm_head.weight"].T
     assert np.max(np.abs(model.forward(**given)[1].logits - expected)) <= 1e-13
 

@@ -134,19 +134,25 @@ models/config.py: models
 exact GELU in GPT-2
     "gelu_new": "gelu_tanh"
     "gelu_new": "gelu"
+eps tenfold
+    spec = BlockSpec(*sizes, eps,
+    spec = BlockSpec(*sizes, 10 * eps,
 models/causal.py: models
 labels not shifted
-    [labels[:, 1:], self.xp.full_like(labels[:, :1], IGNORED)]
+    [labels[:, 1:], xp.full_like(labels[:, :1], nn.IGNORED)]
     [labels[:, :1], labels[:, 1:]]
 positions from the table's end
-    self.tensors(self.PLACES)[0][:size, :]
-    self.tensors(self.PLACES)[0][-size:, :]
+    (tower.outer["position_embeddings"])[0][:length, :]
+    (tower.outer["position_embeddings"])[0][-length:, :]
 every text padded as the first
     causal=True, mask=attention_mask)
     causal=True, mask=None if attention_mask is None else attention_mask[:1])
+the padding token learns from the lookup
+    if lookup is not None and pad is not None:
+    if False:
 the head's gradient twice where the head's own is not asked for
-    cache.d_logits(head.weight)
-    2 * cache.d_logits(head.weight)
+    cache.d_logits(self.parameters(
+    2 * cache.d_logits(self.parameters(
 models/clip.py: models
 the end of text not at the largest token
     marks = ids if end == 2 else
@@ -154,46 +160,43 @@ the end of text not at the largest token
 the last end of text
     xp.argmax(marks, axis=1)[:, None]
     (ids.shape[1] - 1 - xp.argmax(xp.flip(marks, axis=1), axis=1))[:, None]
-the images' norm with the texts' eps
-    self.norm(PRE_NORM, x, steps, vision.spec)
-    self.norm(PRE_NORM, x, steps, text.spec)
 the temperature's gradient twice
-    self.keep_weight("logit_scale", d_scale, grads)
-    self.keep_weight("logit_scale", 2 * d_scale, grads)
+    nn.LinearGrads(d_log_scale, None)
+    nn.LinearGrads(2 * d_log_scale, None)
 the mask without effect
-    additive_mask(x, size, causal=True, mask=attention_mask)
-    additive_mask(x, size, causal=True)
+    texts, tokens, attention_mask, pool)
+    texts, tokens, None, pool)
 models/core.py: models
 a gradient laid down as (out, in) that is saved as (in, out)
-    value.T if this.transposed and part == "weight" else value
+    value.T if module.transposed and part == "weight" else value
     value
 a tied head's gradient in place of the sum
     grads.weights[saved] + value if saved in grads.weights else value
     value
-the class token's gradient from the last patch
-    self.keep_weight(token, sums[0, :], grads)
-    self.keep_weight(token, sums[-1, :], grads)
-the padding token learns from the lookup
-    if cache and pad is not None:
-    if False:
-the gradients of an image's positions and class token, means over the batch
-    sums = self.xp.sum(dy, axis=0)
-    sums = self.xp.mean(dy, axis=0)
 models/gpt2.py: models
-eps tenfold
-    self.n_head, self.layer_norm_epsilon)
-    self.n_head, 10 * self.layer_norm_epsilon)
+the two norms of a block exchanged
+    "norm1": "ln_1", "qkv": "attn.c_attn", "o": "attn.c_proj", "norm2": "ln_2"
+    "norm1": "ln_2", "qkv": "attn.c_attn", "o": "attn.c_proj", "norm2": "ln_1"
 models/llama.py: models
 scaled angles not read
     read_scaling(given, self.max_position_embeddings)
     None
 models/vit.py: models
 the names under which queries and keys are saved, exchanged
-    "q": "attention.attention.query", "k": "attention.attention.key"
-    "q": "attention.attention.key", "k": "attention.attention.query"
-the class token's output from the first patch
-    x[:, 0, :], steps, stack.spec)
-    x[:, -1, :], steps, stack.spec)
+    "q_proj": "attention.query", "k_proj": "attention.key"
+    "q_proj": "attention.key", "k_proj": "attention.query"
+the images' norm with the texts' eps
+    model.norm(tower.outer["pre_norm"], x, spec)
+    model.norm(tower.outer["pre_norm"], x, model.towers[0].spec)
+the class token's output from the last patch
+    x[:, 0, :], spec)
+    x[:, -1, :], spec)
+the class token's gradient from the last patch
+    nn.LinearGrads(d_positions[0, :], None)
+    nn.LinearGrads(d_positions[-1, :], None)
+the gradients of an image's positions and class token, means over the batch
+    d_positions = xp.sum(dx, axis=0)
+    d_positions = xp.mean(dx, axis=0)
 adapters/base.py: block models
 ΔW subtracted to merge
     return weight + self.delta_weight()
