@@ -127,10 +127,7 @@ def swap_last(x: Array) -> Array:
 
 def as_rows(xp: Namespace, x: Array) -> Array:
     """``x`` (…, k) as a matrix (T, k) of its rows; T is 1 for a vector and 0 for an empty batch."""
-    count = 1
-    for size in x.shape[:-1]:
-        count *= size
-    return xp.reshape(x, (count, x.shape[-1]))
+    return xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
 
 
 def concat(xp: Namespace, parts: list[Array], axis: int) -> Array:

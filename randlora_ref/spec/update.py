@@ -77,6 +77,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 Array = Any  # NumPy, CuPy, array-api-strict: whatever has operators and indexing
+Shape = tuple[int, int]  # (out, in) of a layer
 Pairing = Literal["literal", "crossed"]
 CountRule = Literal["ceil", "floor", "floor+1", "ceil+1"]
 
@@ -98,13 +99,13 @@ class Gradients(NamedTuple):
 # ---------------------------------------------------------------------------------------------------------
 
 
-def sides(shape: tuple[int, int]) -> tuple[int, int]:
+def sides(shape: Shape) -> tuple[int, int]:
     """(D, d) of a layer of ``shape`` (out, in): its larger and its smaller side (§4.1)."""
     out_features, in_features = shape
     return max(out_features, in_features), min(out_features, in_features)
 
 
-def number_of_terms(shape: tuple[int, int], rank: int, rule: CountRule = "ceil") -> int:
+def number_of_terms(shape: Shape, rank: int, rule: CountRule = "ceil") -> int:
     """n, the number of terms of a layer of ``shape`` (out, in), under a counting rule.
 
     §4.1 has n = d/r and says nothing of r ∤ d. "ceil" is the least n with n·r >= d, and what PEFT 0.21.2 and
@@ -112,18 +113,14 @@ def number_of_terms(shape: tuple[int, int], rank: int, rule: CountRule = "ceil")
     authors' GPT-2 and CLIP code; "ceil+1" their KRAdapter toy. The number of learned values is n·(r + d).
     """
     _, d = sides(shape)
-    if rule == "ceil":
-        return -(-d // rank)
-    if rule == "floor":
-        return max(1, d // rank)
-    if rule == "floor+1":
-        return d // rank + 1
-    if rule == "ceil+1":
-        return -(-d // rank) + 1
-    raise ValueError(f"rule: {rule!r}; it must be 'ceil', 'floor', 'floor+1' or 'ceil+1'")
+    floor, ceil = d // rank, -(-d // rank)
+    counts = {"ceil": ceil, "floor": max(1, floor), "floor+1": floor + 1, "ceil+1": ceil + 1}
+    if rule not in counts:
+        raise ValueError(f"rule: {rule!r}; it must be 'ceil', 'floor', 'floor+1' or 'ceil+1'")
+    return counts[rule]
 
 
-def layer_bases(A: Array, B: Array, n: int, shape: tuple[int, int]) -> tuple[Array, Array]:
+def layer_bases(A: Array, B: Array, n: int, shape: Shape) -> tuple[Array, Array]:
     """The part of shared bases that one layer uses: A (r, d) and B (n, D, r) (§C.5.1)."""
     D, d = sides(shape)
     return A[:, :d], B[:n, :D, :]
@@ -157,13 +154,7 @@ def term_basis(B: Array, j: int, pairing: Pairing = "literal") -> Array:
 
 
 def delta_weight(
-    A: Array,
-    B: Array,
-    lambda_: Array,
-    gamma: Array,
-    shape: tuple[int, int],
-    scaling: Any = 1,
-    pairing: Pairing = "literal",
+    A: Array, B: Array, lambda_: Array, gamma: Array, shape: Shape, scaling: Any = 1, pairing: Pairing = "literal"
 ) -> Array:
     """ΔW (out, in) of a layer of ``shape`` (out, in): s·Σ_j B_j Λ_j A Γ_j, or its transpose if out < in.
 
@@ -189,13 +180,7 @@ def khatri_rao(A: Array, gamma: Array) -> Array:
 
 
 def delta_weight_khatri_rao(
-    A: Array,
-    B: Array,
-    lambda_: Array,
-    gamma: Array,
-    shape: tuple[int, int],
-    scaling: Any = 1,
-    pairing: Pairing = "literal",
+    A: Array, B: Array, lambda_: Array, gamma: Array, shape: Shape, scaling: Any = 1, pairing: Pairing = "literal"
 ) -> Array:
     """ΔW again, in its other form: n·r terms of rank one, s·Σ_{j,k} B_j[:, k] Λ_j[k] K[j, k, :]."""
     n, r = lambda_.shape
@@ -311,8 +296,6 @@ def backward(
     update = delta_weight(A, B, lambda_, gamma, weight.shape, scaling, pairing)
     x_adapter = x if dropout_mask is None else x * dropout_mask
     dx_adapter = dy @ update if dropout_mask is None else (dy @ update) * dropout_mask
-    d_bias = 0 * weight[:, 0]
-    for dy_t in rows(dy):
-        d_bias = d_bias + dy_t
+    d_bias = sum(rows(dy), start=0 * weight[:, 0])
     d_lambda, d_gamma = pullback(weight_cotangent(dy, x_adapter, weight), A, B, lambda_, gamma, scaling, pairing)
     return Gradients(dy @ weight + dx_adapter, weight_cotangent(dy, x, weight), d_bias, d_lambda, d_gamma)
