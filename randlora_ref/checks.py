@@ -25,9 +25,7 @@ entries), types that the array library does not have (bfloat16), and bytes in an
 
 import math
 import numbers
-import operator
 from collections.abc import Collection, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -47,21 +45,18 @@ def namespace(**named: Array) -> arrays.Namespace:
 
     A library is refused beside another, and so is a device beside another: nothing is moved unasked.
     """
-    first, xp = "", None
-    for name, x in named.items():
-        if x is None:
-            continue
-        own = arrays.namespace_of(name, x)
-        if xp is None:
-            first, xp = name, own
-        elif own is not xp or arrays.device_of(x) != arrays.device_of(named[first]):
+    given = {name: x for name, x in named.items() if x is not None}
+    if not given:
+        raise TypeError("no array among the arguments; at least one is needed")
+    first, like = next(iter(given.items()))
+    xp, device = arrays.namespace_of(first, like), arrays.device_of(like)
+    for name, x in given.items():
+        if arrays.namespace_of(name, x) is not xp or arrays.device_of(x) != device:
             raise TypeError(
                 f"{name}: an array of {arrays.describe(x)}; it must be of one library and on one device with {first}, "
-                f"which is of {arrays.describe(named[first])}"
+                f"which is of {arrays.describe(like)}"
             )
-    if xp is None:
-        raise TypeError("no array among the arguments; at least one is needed")
-    if not arrays.is_current(device := arrays.device_of(named[first])):
+    if not arrays.is_current(device):
         raise TypeError(f"{first}: an array on {device}; it must be on CuPy's current device (`with device:`)")
     return xp
 
@@ -84,13 +79,12 @@ def floats(*, half: bool = False, **named: Array) -> arrays.Namespace:
 
     A TypeError names the first that is not as the one before it; float16 is refused unless ``half``.
     """
-    xp, first, expected = namespace(**named), "", ""
-    for name, x in named.items():
-        if x is not None:
-            found = precision(name, x, half=half)
-            first, expected = (first, expected) if expected else (name, found)
-            if found != expected:
-                raise TypeError(f"{name}: dtype {arrays.dtype_name(x)}; it must be {expected}, as {first} is")
+    xp = namespace(**named)
+    found = {name: precision(name, x, half=half) for name, x in named.items() if x is not None}
+    first, expected = next(iter(found.items()))
+    for name, one in found.items():
+        if one != expected:
+            raise TypeError(f"{name}: dtype {arrays.dtype_name(named[name])}; it must be {expected}, as {first} is")
     return xp
 
 
@@ -114,16 +108,22 @@ def last_axis(name: str, x: Array) -> int:
     return int(x.shape[-1])
 
 
-def finite(xp: arrays.Namespace, *, why: Mapping[str, str] = MappingProxyType({}), **named: Array) -> None:
+def finite(xp: arrays.Namespace, *, why: Mapping[str, str] | None = None, **named: Array) -> None:
     """A ValueError naming the argument that holds NaN or infinity, and ``why`` by name, where a reason is known.
 
     Reads one boolean of the device if all is well.
     """
-    given = {name: x for name, x in named.items() if x is not None}
-    verdicts = [xp.all(xp.isfinite(x)) for x in given.values()]
-    if given and not bool(xp.all(xp.stack(verdicts))):
-        name = next(name for name, verdict in zip(given, verdicts, strict=True) if not bool(verdict))
-        raise ValueError(f"{name}: holds NaN or infinity; it must be finite{why.get(name, '')}")
+    name = _first_bad(xp, {name: xp.isfinite(x) for name, x in named.items() if x is not None})
+    if name is not None:
+        raise ValueError(f"{name}: holds NaN or infinity; it must be finite{(why or {}).get(name, '')}")
+
+
+def _first_bad(xp: arrays.Namespace, good: Mapping[str, Array]) -> str | None:
+    """The first name whose array of verdicts is not all true; one boolean of the device is read if all are."""
+    verdicts = {name: xp.all(verdict) for name, verdict in good.items()}
+    if not good or bool(xp.all(xp.stack(list(verdicts.values())))):
+        return None
+    return next(name for name, verdict in verdicts.items() if not bool(verdict))
 
 
 def linear(size: tuple[int, int], *, half: bool = False, x: Array, weight: Array, **beside: Array) -> arrays.Namespace:
@@ -158,25 +158,21 @@ def index_range(**named: tuple[Array | None, int, int | None]) -> None:
 
     A TypeError if they are not integers. Reads one boolean of the device for all of them, if all is well.
     """
-    bad = {}
-    for name, (x, limit, spared) in named.items():
-        if x is None:
-            continue
-        dtype, xp = integers(name, x), arrays.namespace_of(name, x)
-        wide = arrays.astype(xp, x, xp.int64)  # limit may lie beyond a narrow type; the upper half of uint64 wraps
-        wrong = (wide < 0) | (wide >= limit)
-        holds = spared is not None and (spared >= 0 or dtype.startswith("int"))
-        bad[name] = wrong & (wide != spared) if holds else wrong
-    if not bad:
+    given = {name: x for name, (x, _, _) in named.items() if x is not None}
+    if not given:
         return
-    xp = namespace(**bad)
-    if bool(xp.any(xp.stack([xp.any(wrong) for wrong in bad.values()]))):
-        name = next(name for name, wrong in bad.items() if bool(xp.any(wrong)))
-        x, limit, spared = named[name]
-        value = int(arrays.to_numpy(x)[arrays.to_numpy(bad[name])][0])
-        raise IndexError(
-            f"{name}: holds {value}; it must be in 0 … {limit - 1}" + f" or {spared}" * (spared is not None)
-        )
+    xp, good = namespace(**given), {}
+    for name, x in given.items():
+        dtype, (_, limit, spared) = integers(name, x), named[name]
+        wide = arrays.astype(xp, x, xp.int64)  # limit may lie beyond a narrow type; the upper half of uint64 wraps
+        good[name] = (wide >= 0) & (wide < limit)
+        if spared is not None and (spared >= 0 or dtype.startswith("int")):
+            good[name] = good[name] | (wide == spared)
+    if (bad := _first_bad(xp, good)) is not None:
+        _, limit, spared = named[bad]
+        value = int(arrays.to_numpy(given[bad])[~arrays.to_numpy(good[bad])][0])
+        besides = "" if spared is None else f" or {spared}"
+        raise IndexError(f"{bad}: holds {value}; it must be in 0 … {limit - 1}{besides}")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -191,16 +187,14 @@ def number(
 
     Taken as a Python number it leaves the dtype of whatever it meets alone. A ValueError for anything else.
     """
-    wanted = "a finite number"
-    wanted += f" of at least {least:g}" if least > -math.inf else ""
-    wanted += f" above {above:g}" if above > -math.inf else ""
-    wanted += f" below {below:g}" if below < math.inf else ""
+    limits = {"of at least": least, "above": above, "below": below}
+    wanted = " ".join(f"{words} {limit:g}" for words, limit in limits.items() if math.isfinite(limit))
     try:
         found = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
     except OverflowError:
         found = math.inf
     if not (math.isfinite(found) and found >= least and above < found < below):
-        raise ValueError(f"{name}: {value!r}; it must be {wanted}")
+        raise ValueError(f"{name}: {value!r}; it must be a finite number {wanted}".rstrip())
     return found
 
 
@@ -228,13 +222,10 @@ def integer(name: str, value: Any, least: int = 1) -> int:
 
 def seed(value: Any) -> int:
     """``value`` as an int; a TypeError or ValueError unless it is an integer in [0, 2⁶⁴)."""
-    try:
-        found = operator.index(value)
-    except TypeError:
-        raise TypeError(f"seed: {value!r}; it must be an integer in [0, 2**64)") from None
-    if not is_integer(value) or not 0 <= found < 2**64:
-        raise ValueError(f"seed: {value!r}; it must be an integer in [0, 2**64)")
-    return found
+    if is_integer(value) and 0 <= int(value) < 2**64:
+        return int(value)
+    error = ValueError if hasattr(value, "__index__") else TypeError
+    raise error(f"seed: {value!r}; it must be an integer in [0, 2**64)")
 
 
 def choice(name: str, value: Any, allowed: Collection[Any]) -> None:

@@ -192,7 +192,7 @@ def adapt(
     if isinstance(model, Model):
         xp, dtype, device = model.xp, dtype or model.precision, arrays.device_of(next(iter(model.weights.values())))
     shapes = chosen_modules(config, modules)
-    wide: Any = "float64" if dtype == "float64" and own.name != "peft" else "float32"
+    wide: Any = "float64" if dtype == "float64" and own.generator == "philox" else "float32"
     where: dict[str, Any] = {"seed": own.default_seed or 0 if seed is None else seed, "xp": xp, "device": device}
     bases = draw_bases(own, shapes=list(shapes.values()), rank=rank, kind=kind, dtype=wide, **where)
     options: dict[str, Any] = {"rank": rank, "dialect": own, "bases": bases, "dtype": dtype or "float32", **scale}

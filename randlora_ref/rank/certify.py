@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .exact import PRIME_BITS, Progress, minor_bits, primes, rank_modulo
+from .exact import PRIME_BITS, Progress, minor_bits, primes, rank_modulo, silent
 from .factors import Sum, read, sha256, shape, work
 from .structure import Bound, bounds, candidates
 
@@ -49,12 +49,11 @@ class RankCertificate:
         rows, columns = self.details["shape"]
         below, above, error = self.details["below"], self.details["above"], self.details["error_bound"]
         known = "exact" if self.exact else f"at least; at most with an error of {error:.2g} or less"
-        first = f"rank {self.rank} of {min(rows, columns)} ({'full' if self.full else 'not full'}, {known})"
         folded = "" if below["fold_seed"] is None else f" of the rows folded with seed {below['fold_seed']}"
-        text = f"a minor of order {self.rank}{folded} is not zero modulo {below['prime']}"
+        minor = f"a minor of order {self.rank}{folded} is not zero modulo {below['prime']}"
         return [
-            first,
-            f"from below: {text if self.rank else 'nothing to show'}",
+            f"rank {self.rank} of {min(rows, columns)} ({'full' if self.full else 'not full'}, {known})",
+            f"from below: {minor if self.rank else 'nothing to show'}",
             f"from above: at most {above['value']}: {above['reason']}",
             f"method {self.method}, primes used: {len(self.primes)}, factors with SHA-256 {self.details['sha256']}",
         ]
@@ -77,8 +76,7 @@ def certify_rank(
     """
     if not work_limit >= 0:
         raise ValueError(f"work_limit: {work_limit}; it must be at least 0")
-    terms = read(source)
-    return _Search(terms, work_limit, seed, progress).certificate()
+    return _Search(read(source), work_limit, seed, progress or silent).certificate()
 
 
 @lru_cache(maxsize=4)
@@ -90,29 +88,28 @@ def shuffled_primes(seed: int) -> NDArray[np.int64]:
 class _Search:
     """The search for two equal bounds; its state is what the certificate tells."""
 
-    def __init__(self, terms: Sum, work_limit: float, seed: int, progress: Progress | None) -> None:
+    def __init__(self, terms: Sum, work_limit: float, seed: int, progress: Progress) -> None:
         self.terms, self.seed, self.progress = terms, seed, progress
-        self.small = max(shape(terms)) <= SMALL
-        self.budget = float(work_limit)
+        self.budget = math.inf if max(shape(terms)) <= SMALL else work_limit  # multiply-adds left
         self.primes = shuffled_primes(seed)
         self.used: set[int] = set()
         self.lower = 0
         self.below: dict[str, Any] = {"prime": None, "rows": [], "columns": [], "fold_seed": None}
         self.bounds = bounds(terms)
-        self.upper = min(self.bounds, key=lambda bound: bound.value)
+
+    @property
+    def upper(self) -> Bound:
+        """The least bound, the first of equal ones."""
+        return min(self.bounds, key=lambda bound: bound.value)
 
     def certificate(self) -> RankCertificate:
         """Raise the lower bound, lower the upper one, and say what came of it."""
-        method, error = "structure", 0.0
-        if self.upper.value:
-            self._from_below()
-        if self.lower < self.upper.value:
+        self._from_below()
+        structural = self.lower == self.upper.value
+        if not structural:
             self._from_above()
-            method = "hadamard"
-        if self.lower < self.upper.value:
-            error = self._probable()
-            method = "hadamard" if error == 0 else "at_most_probable"
-        full = self.lower == min(shape(self.terms))
+        error = self._probable()
+        full, decided = self.lower == min(shape(self.terms)), "structure" if structural else "hadamard"
         details = {
             "shape": list(shape(self.terms)),
             "below": self.below,
@@ -122,89 +119,71 @@ class _Search:
             "seed": self.seed,
             "sha256": sha256(self.terms),
         }
-        method = "full_modulo_prime" if full else method
+        method = "full_modulo_prime" if full else "at_most_probable" if error else decided
         return RankCertificate(self.lower, full, error == 0, method, tuple(sorted(self.used)), details)
 
-    def _modulo(self, terms: Sum, p: int, progress: Progress | None = None, fold_seed: int | None = None) -> int:
-        """Rank of a sum modulo p; of the update itself, it may raise the lower bound."""
-        found = rank_modulo(terms, p, progress, fold_seed)
+    def _modulo(self, terms: Sum, k: int, progress: Progress = silent, fold_seed: int | None = None) -> int:
+        """Rank of a sum modulo the k-th prime; of the update itself, it may raise the lower bound."""
+        p = int(self.primes[k])
+        rank, rows, columns = rank_modulo(terms, p, progress, fold_seed)
         self.used.add(p)
-        if terms is self.terms and found.rank > self.lower:
-            self.lower = found.rank
-            self.below = {
-                "prime": p,
-                "rows": found.rows.tolist(),
-                "columns": found.columns.tolist(),
-                "fold_seed": fold_seed,
-            }
-        return found.rank
+        if terms is self.terms and rank > self.lower:
+            self.lower = rank
+            self.below = {"prime": p, "rows": rows.tolist(), "columns": columns.tolist(), "fold_seed": fold_seed}
+        return rank
 
     def _from_below(self) -> None:
+        """Eliminate modulo the first prime: of a tall update the folded rows first."""
         rows, columns = shape(self.terms)
-        if rows > columns:
-            self._modulo(self.terms, int(self.primes[0]), self.progress, self.seed)
-        if self.lower < self.upper.value:
-            self._modulo(self.terms, int(self.primes[0]), self.progress)
+        for fold_seed in (self.seed, None) if rows > columns else (None,):
+            if self.lower < self.upper.value:
+                self._modulo(self.terms, 0, self.progress, fold_seed)
 
     def _from_above(self) -> None:
         """Take the first candidate that can meet the lower bound, and prove its ranks."""
         for reason, sums in candidates(self.terms):
-            modular = [self.lower if s is self.terms else self._modulo(s, int(self.primes[0])) for s in sums]
+            modular = [self.lower if s is self.terms else self._modulo(s, 0) for s in sums]
             if math.prod(modular) > self.lower:
                 continue
-            proven = [self._at_most(s, k, reason) for s, k in zip(sums, modular, strict=True)]
-            if None in proven:
-                continue
-            value = math.prod(k for k in proven if k is not None)
+            value = math.prod(self._at_most(s, rank, reason) for s, rank in zip(sums, modular, strict=True))
             if value < self.upper.value:
-                self.upper = Bound(value, f"{reason}, by Hadamard's bound")
-                self.bounds.append(self.upper)
+                self.bounds.append(Bound(int(value), f"{reason}, by Hadamard's bound"))
             if self.upper.value <= self.lower:
                 return
 
-    def _at_most(self, terms: Sum, rank: int, reason: str) -> int | None:
-        """A proven upper bound on the rank of ``terms``, whose rank modulo the first prime is ``rank``; None if
+    def _at_most(self, terms: Sum, rank: int, reason: str) -> float:
+        """A proven upper bound on the rank of ``terms``, whose rank modulo the first prime is ``rank``; infinity if
         the proof would take too much work."""
         count = 1
         while rank < min(bounds(terms)).value:
-            bits = minor_bits(terms, rank + 1)
-            needed = int(bits // PRIME_BITS) + 1  # each prime is above 2²¹
-            if not self._pay((needed - count) * work(terms)) or needed > len(self.primes):
-                return None
-            while count < needed:
-                found = self._modulo(terms, int(self.primes[count]))
+            needed = int(minor_bits(terms, rank + 1) // PRIME_BITS) + 1  # each prime is above 2²¹
+            cost = (needed - count) * work(terms)
+            if cost > self.budget or needed > len(self.primes):
+                return math.inf
+            self.budget -= cost
+            modular = rank
+            while count < needed and modular <= rank:
+                modular = self._modulo(terms, count)
                 count += 1
-                if self.progress is not None:
-                    self.progress(f"{reason}: {count} of {needed} primes", count / needed)
-                if found > rank:  # the earlier primes were unlucky: they divide a minor of this order
-                    rank = found
-                    break
-            else:
+                self.progress(f"{reason}: {count} of {needed} primes", count / needed)
+            if modular <= rank:
                 return rank
+            rank = modular  # the earlier primes were unlucky: they divide a minor of this order
         return rank
 
-    def _pay(self, cost: float) -> bool:
-        """Whether the limit allows this much more work; if so it is spent."""
-        if self.small:
-            return True
-        if cost <= self.budget:
-            self.budget -= cost
-            return True
-        return False
-
     def _probable(self) -> float:
-        """A bound on the chance that the rank exceeds the lower bound; 0 where primes made the bounds meet.
+        """A bound on the chance that the rank exceeds the lower bound; 0 where the bounds meet.
 
         If it does, some minor of order rank + 1 is a nonzero integer, at most ``bits`` long, and every prime
         drawn divides it: one of at most bits/21 primes out of all, t times without replacement.
         """
-        count = 1
-        while True:
+        count, cost = 1, work(self.terms)
+        while self.lower < self.upper.value:
             unlucky = minor_bits(self.terms, self.lower + 1) / PRIME_BITS / len(self.primes)
             error = min(1.0, unlucky) ** count
-            if error <= ENOUGH or unlucky >= 1 or not self._pay(work(self.terms)):
+            if error <= ENOUGH or unlucky >= 1 or cost > self.budget:
                 return error
-            self._modulo(self.terms, int(self.primes[count]), self.progress)
+            self.budget -= cost
+            self._modulo(self.terms, count, self.progress)
             count += 1
-            if self.lower >= self.upper.value:
-                return 0.0
+        return 0.0

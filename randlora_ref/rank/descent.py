@@ -41,24 +41,22 @@ def rank_after_steps(
     stored, and the rounding of Γ alone can fill a rank that exact steps leave; ``spectrum`` of ``factors`` tells.
     Raises ValueError for a negative ``steps`` or a ``largest_move`` that is not above 0.
     """
-    if steps < 0:
-        raise ValueError(f"steps: {steps}; it must be at least 0")
-    if not largest_move > 0:
-        raise ValueError(f"largest_move: {largest_move}; it must be above 0")
+    steps = checks.integer("steps", steps, least=0)
+    largest_move = checks.number("largest_move", largest_move, above=0.0)
     checks.namespace(A=A, B=B, lambda_=lambda_, gamma=gamma)
     A, B, lambda_, gamma = (arrays.to_numpy(a).astype(np.float64) for a in (A, B, lambda_, gamma))
     target = np.random.default_rng(seed).standard_normal(shape)
     D, d = sides(shape)
     n = len(lambda_)
     bases = np.stack([term_basis(B[:n, :D], j, pairing) for j in range(n)])
-    certificates, factors, losses = [], [], []
+    factors, losses = [], []
     for step in range(steps + 1):
         G = delta_weight(A, B, lambda_, gamma, shape, scaling, pairing) - target  # ∂L/∂ΔW
         losses.append(float((G**2).sum() / 2))
         factors.append(randlora_factors(A[:, :d], bases, lambda_, gamma))
-        certificates.append(certify_rank(factors[-1], progress=progress))
         if step < steps:
             d_lambda, d_gamma = pullback(G, A, B, lambda_, gamma, scaling, pairing)
             rate = largest_move / max(abs(d_lambda).max(), abs(d_gamma).max(), np.finfo(float).tiny)
             lambda_, gamma = lambda_ - rate * d_lambda, gamma - rate * d_gamma
-    return Descent(tuple(certificates), tuple(factors), tuple(losses))
+    certificates = tuple(certify_rank(terms, progress=progress) for terms in factors)
+    return Descent(certificates, tuple(factors), tuple(losses))

@@ -12,19 +12,23 @@ integer, while its rounding error is below 2⁻⁵³·|x|/p < 1/p, so the floor 
 """
 
 from collections.abc import Callable
-from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .factors import CHUNK, Floats, Matrix, Ring, Sum, evaluate, shape
+from .. import arrays
+from .factors import CHUNK, FLOATS, Floats, Matrix, Ring, Sum, evaluate, shape
 
 Indices: TypeAlias = NDArray[np.intp]
 Progress: TypeAlias = Callable[[str, float], None]  # what is being done, and the part of it that is done
 
 PRIME_BITS = 21  # every prime used lies in [2²¹, 2²²)
-CACHE_BLOCK = 1 << 15  # entries per step of ``reduce``: the block and its quotient stay in the cache
+
+
+def silent(what: str, part: float) -> None:
+    """The ``Progress`` that tells nobody."""
 
 
 @lru_cache
@@ -39,12 +43,10 @@ def primes() -> NDArray[np.int64]:
 
 def reduce(x: Floats, p: int) -> Floats:
     """``x`` modulo ``p``, in place: integers with |x| < 2⁵³ − p become residues in [0, p)."""
-    height = max(1, CACHE_BLOCK * len(x) // max(1, x.size))
-    scratch = np.empty((min(height, len(x)), *x.shape[1:]))
+    height = max(1, arrays.BLOCK * len(x) // max(1, x.size))  # rows that stay in the cache
     for start in range(0, len(x), height):
         block = x[start : start + height]
-        quotient = np.divide(block, p, out=scratch[: len(block)])
-        block -= np.multiply(np.floor(quotient, out=quotient), p, out=quotient)
+        block -= p * np.floor(block / p)
     return x
 
 
@@ -56,22 +58,21 @@ def mantissas(values: Matrix) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
 
 def residues(values: Matrix, p: int) -> Floats:
     """Residues in [0, p) of an array of finite floats, m·2^e mod p, or of integers; same shape, float64."""
-    if values.dtype.kind in "biu":
-        wide = values if values.dtype.kind == "u" and values.itemsize == 8 else values.astype(np.int64)
-        return (wide % p).astype(np.float64)
-    result = np.empty(values.shape)
-    height = max(1, CACHE_BLOCK * len(values) // values.size)
-    for start in range(0, len(values), height):
-        mantissa, exponent = mantissas(values[start : start + height])
+
+    def of_floats(block: Matrix) -> Floats:
+        mantissa, exponent = mantissas(block)
         low = int(exponent.min())
         powers = np.array([pow(2, e, p) for e in range(low, int(exponent.max()) + 1)])
-        result[start : start + height] = mantissa % p * powers[exponent - low]
-    return reduce(result, p)
+        return reduce((mantissa % p * powers[exponent - low]).astype(np.float64), p)
+
+    if values.dtype.kind == "f":
+        return cast(Floats, arrays.by_rows(np, of_floats, values))
+    return (values.astype(np.uint64 if values.dtype.kind == "u" else np.int64) % p).astype(np.float64)
 
 
 def residue_ring(p: int) -> Ring:
     """The ring of residues modulo ``p``, for ``evaluate``."""
-    return Ring(lambda array: residues(array, p), lambda x: reduce(x, p), lambda *_: 1.0)
+    return Ring(partial(residues, p=p), partial(reduce, p=p))
 
 
 class Elimination(NamedTuple):
@@ -82,7 +83,7 @@ class Elimination(NamedTuple):
     columns: Indices
 
 
-def eliminate(matrix: Floats, p: int, progress: Progress | None = None) -> Elimination:
+def eliminate(matrix: Floats, p: int, progress: Progress = silent) -> Elimination:
     """Rank and pivots modulo ``p`` of a matrix of residues in [0, p); ``matrix`` is left as it was.
 
     Panels of 512 columns give their pivot rows R and W with rest = W·R; the same W takes the pivot rows from the
@@ -94,17 +95,15 @@ def eliminate(matrix: Floats, p: int, progress: Progress | None = None) -> Elimi
     width, done = matrix.shape[1], 0
     remaining = np.arange(len(matrix))
     rows, columns = [remaining[:0]], [remaining[:0]]
-    while matrix.size and matrix.any():
+    while matrix.any():
         pivots, rest, pivot_columns, W = _pivots(matrix[:, :CHUNK], p)
         rows.append(remaining[pivots])
         columns.append(pivot_columns + done)
-        right = matrix[rest, CHUNK:]
-        right -= W @ matrix[pivots, CHUNK:]
-        matrix, remaining, done = reduce(right, p), remaining[rest], done + CHUNK
-        if progress is not None:
-            progress(f"elimination modulo {p}", 1 - max(0, 1 - done / width) ** 2)
-    all_rows, all_columns = np.concatenate(rows), np.concatenate(columns)
-    return Elimination(len(all_rows), all_rows, all_columns)
+        matrix = reduce(matrix[rest, CHUNK:] - W @ matrix[pivots, CHUNK:], p)
+        remaining, done = remaining[rest], done + CHUNK
+        progress(f"elimination modulo {p}", 1 - max(0, 1 - done / width) ** 2)
+    pivot_rows = np.concatenate(rows)
+    return Elimination(len(pivot_rows), pivot_rows, np.concatenate(columns))
 
 
 def _pivots(panel: Floats, p: int) -> tuple[Indices, Indices, Indices, Floats]:
@@ -124,45 +123,37 @@ def _pivots(panel: Floats, p: int) -> tuple[Indices, Indices, Indices, Floats]:
         return every[pivot : pivot + 1], rest, every[:1], reduce(panel[rest] * inverse, p)
     half = panel.shape[1] // 2
     pivots1, rest1, columns1, W1 = _pivots(panel[:, :half], p)
-    right = panel[rest1, half:]
-    if len(pivots1):
-        right -= W1 @ panel[pivots1, half:]
-        reduce(right, p)
-    pivots2, rest2, columns2, W2 = _pivots(right, p)
-    left = W1[rest2]
-    if len(pivots1) and len(pivots2):
-        left -= W2 @ W1[pivots2]
-        reduce(left, p)
-    return (
-        np.concatenate((pivots1, rest1[pivots2])),
-        rest1[rest2],
-        np.concatenate((columns1, half + columns2)),
-        np.hstack((left, W2)),
-    )
+    pivots2, rest2, columns2, W2 = _pivots(reduce(panel[rest1, half:] - W1 @ panel[pivots1, half:], p), p)
+    W = np.hstack((reduce(W1[rest2] - W2 @ W1[pivots2], p), W2))
+    return np.append(pivots1, rest1[pivots2]), rest1[rest2], np.append(columns1, half + columns2), W
 
 
-def rank_modulo(terms: Sum, p: int, progress: Progress | None = None, fold_seed: int | None = None) -> Elimination:
+def rank_modulo(terms: Sum, p: int, progress: Progress = silent, fold_seed: int | None = None) -> Elimination:
     """Rank and pivots of a sum of products modulo ``p``: never more than its rank.
 
     With ``fold_seed`` the rows are first multiplied by random numbers, ``default_rng(fold_seed).integers(1, p,
     rows)``, and those whose indices agree modulo the columns added up: d×d of work in place of D×d. Rank can
     only fall, so full still proves full; the pivot rows are then those of the folded matrix.
     """
-    rows, columns = shape(terms)
-    multipliers = np.random.default_rng(fold_seed).integers(1, p, rows).astype(np.float64)
+    progress(f"forming the update modulo {p}", 0.0)
+    fold = None if fold_seed is None else _folding(shape(terms), p, fold_seed)
+    return eliminate(evaluate(terms, residue_ring(p), fold), p, progress)
+
+
+def _folding(size: tuple[int, int], p: int, seed: int) -> Callable[[Floats], Floats]:
+    """The linear map of (rows, k) to (columns, k) that ``rank_modulo`` describes."""
+    rows, columns = size
+    multipliers = np.random.default_rng(seed).integers(1, p, (rows, 1)).astype(np.float64)
 
     def fold(matrix: Floats) -> Floats:
         folded = np.zeros((columns, matrix.shape[1]))
         for start in range(0, rows, columns):
-            block = matrix[start : start + columns]
-            folded[: len(block)] += block * multipliers[start : start + len(block), None]
+            block = slice(start, start + columns)
+            folded[: rows - start] += matrix[block] * multipliers[block]
             reduce(folded, p)
         return folded
 
-    if progress is not None:
-        progress(f"forming the update modulo {p}", 0.0)
-    matrix = evaluate(terms, residue_ring(p), fold if fold_seed is not None and rows > columns else None)
-    return eliminate(matrix, p, progress)
+    return fold
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -176,7 +167,7 @@ def _exponents(factor: Any) -> tuple[int, int]:
         ends = [np.sum([_exponents(part) for part in product], axis=0) for product in factor]
         return int(min(low for low, _ in ends)), int(max(high for _, high in ends))
     largest = int(np.frexp(np.abs(factor.astype(np.float64)).max())[1])
-    if factor.dtype.kind in "biu":
+    if factor.dtype.kind != "f":
         return 0, largest
     mantissa, exponent = mantissas(factor)
     lowest_bit = np.frexp((mantissa & -mantissa).astype(np.float64))[1] - 1 + exponent
@@ -197,10 +188,7 @@ def minor_bits(terms: Sum, size: int) -> float:
     def weight(siblings: Sum, product: tuple[Any, ...]) -> float:
         return float(np.ldexp(1.0, sum(_exponents(part)[1] for part in product) - _exponents(siblings)[1]))
 
-    sizes = evaluate(terms, Ring(leaf, lambda x: x, weight))
+    sizes = evaluate(terms, FLOATS._replace(leaf=leaf, weight=weight))
     smallest = 2.0**-500  # more than underflow can have lost
-    bits = []
-    for axis in (0, 1):
-        norms = np.sort(np.sqrt((sizes**2).sum(axis=axis)) + smallest)[::-1][:size]
-        bits.append(float(np.maximum(np.log2(norms) + (high - low) + 1e-6, 0).sum()))
-    return min(bits)
+    largest = [np.sort(np.sqrt((sizes**2).sum(axis=axis)) + smallest)[::-1][:size] for axis in (0, 1)]
+    return min(float(np.maximum(np.log2(norms) + (high - low) + 1e-6, 0).sum()) for norms in largest)

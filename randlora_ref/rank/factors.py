@@ -11,14 +11,16 @@ import hashlib
 import math
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import reduce
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import arrays
+from .. import arrays, checks
 
 Matrix: TypeAlias = NDArray[Any]
 Floats: TypeAlias = NDArray[np.float64]
@@ -35,7 +37,10 @@ class Ring(NamedTuple):
 
     leaf: Callable[[Matrix], Floats]  # a stored array, as float64 values of the ring
     tidy: Callable[[Floats], Floats]  # bring sums and products back into range, in place
-    weight: Callable[[Sum, Product], float]  # a number in front of one product of a sum
+    weight: Callable[[Sum, Product], float] | None = None  # a number in front of one product of a sum; None: 1
+
+
+FLOATS = Ring(leaf=lambda array: array.astype(np.float64), tidy=lambda x: x)  # rounded: for numerical figures only
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -51,58 +56,49 @@ def read(source: Any) -> Sum:
     numbers and whatever is not a number.
     """
     if not hasattr(source, "factors"):
-        return _read_sum(source, "factors", {}) if isinstance(source, tuple | list) else ((_read_matrix(source),),)
-    terms, scaling = _read_sum(source.factors(), "factors", {}), float(getattr(source, "scaling", 1.0))
-    if not math.isfinite(scaling):
-        raise ValueError(f"scaling: {scaling}; it must be finite")
-    if scaling:
+        return _read_sum(source) if isinstance(source, tuple | list) else _read_matrix(source)
+    terms = _read_sum(source.factors())
+    if checks.number("scaling", float(getattr(source, "scaling", 1.0))):
         return terms
     rows, columns = shape(terms)
     return ((np.zeros((rows, 1)), np.zeros((1, columns))),)
 
 
-def _read_matrix(value: Any) -> Matrix:
-    array = _read_array(value, "matrix")
-    if array.ndim != 2:
-        raise ValueError(f"matrix: {array.ndim} dimensions; it must have 2")
-    return array
+def _read_matrix(value: Any) -> Sum:
+    return ((_read_array(value, "matrix", (2,)),),)
 
 
-def _read_sum(value: Any, name: str, seen: dict[int, Matrix]) -> Sum:
-    """``value`` as a sum: neighbours fit, all products have one shape. ``seen``: arrays already read, by identity."""
+def _read_sum(value: Any, name: str = "factors") -> Sum:
+    """``value`` as a sum: neighbours fit, all products have one shape."""
     if not value or not all(isinstance(product, tuple | list) and product for product in value):
         raise ValueError(f"{name}: it must be a tuple of products, each a tuple of at least one factor")
-    terms: list[Product] = []
-    for i, product in enumerate(value):
-        factors = tuple(_read_factor(factor, f"{name}[{i}][{k}]", seen) for k, factor in enumerate(product))
-        for k in range(1, len(factors)):
-            columns, rows = shape(factors[k - 1])[1], shape(factors[k])[0]
-            if columns != rows:
-                raise ValueError(
-                    f"{name}[{i}][{k}]: {rows} rows; it must have {columns}, the columns of factor {k - 1}"
-                )
-        ends = shape(factors[0])[0], shape(factors[-1])[1]
-        if terms and ends != shape(tuple(terms)):
-            raise ValueError(f"{name}[{i}]: shape {ends}; it must be {shape(tuple(terms))}, that of {name}[0]")
-        terms.append(factors)
-    return tuple(terms)
+    terms = tuple(_read_product(product, f"{name}[{i}]") for i, product in enumerate(value))
+    for i, product in enumerate(terms):
+        if (ends := shape((product,))) != shape(terms):
+            raise ValueError(f"{name}[{i}]: shape {ends}; it must be {shape(terms)}, that of {name}[0]")
+    return terms
 
 
-def _read_factor(value: Any, name: str, seen: dict[int, Matrix]) -> Factor:
-    if isinstance(value, tuple | list):
-        return _read_sum(value, name, seen)
-    if id(value) not in seen:
-        seen[id(value)] = _read_array(value, name)
-    return seen[id(value)]
+def _read_product(value: Any, name: str) -> Product:
+    factors = tuple(_read_factor(factor, f"{name}[{k}]") for k, factor in enumerate(value))
+    for k, (left, right) in enumerate(pairwise(factors)):
+        if (columns := shape(left)[1]) != (rows := shape(right)[0]):
+            raise ValueError(f"{name}[{k + 1}]: {rows} rows; it must have {columns}, the columns of factor {k}")
+    return factors
 
 
-def _read_array(value: Any, name: str) -> Matrix:
+def _read_factor(value: Any, name: str) -> Factor:
+    return _read_sum(value, name) if isinstance(value, tuple | list) else _read_array(value, name)
+
+
+def _read_array(value: Any, name: str, dimensions: tuple[int, ...] = (1, 2)) -> Matrix:
     arrays.namespace_of(name, value)
-    array = np.asarray(arrays.to_numpy(value))
+    array = arrays.to_numpy(value)
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         raise TypeError(f"{name}: dtype {array.dtype}; it must be float16, float32, float64 or an integer type")
-    if array.ndim not in (1, 2) or array.size == 0:
-        raise ValueError(f"{name}: shape {array.shape}; it must have 1 or 2 dimensions, none of them 0")
+    if array.ndim not in dimensions or array.size == 0:
+        allowed = " or ".join(map(str, dimensions))
+        raise ValueError(f"{name}: shape {array.shape}; it must have {allowed} dimensions, none of them 0")
     if not np.isfinite(array).all():
         place = np.argwhere(~np.isfinite(array))[0].tolist()
         raise ValueError(f"{name}: {array[tuple(place)]} at {place}; every value must be finite")
@@ -116,12 +112,8 @@ def load_factors(path: str | Path) -> Sum:
     No pickle is read, so a file can run no code. Raises ValueError, in one line, for what cannot be read.
     """
     try:
-        with open(path, "rb") as file:
-            if not zipfile.is_zipfile(file):
-                raise ValueError("it is no whole .npz")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as archive:
-                return _stored_sum({name: np.asarray(archive[name]) for name in archive.files})
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
+            return _stored_sum({name: np.asarray(archive[name]) for name in archive.files})
     except (*UNREADABLE, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: it must be an .npz of factors; {reason}") from None
@@ -131,22 +123,21 @@ def _stored_sum(stored: dict[str, Matrix]) -> Sum:
     if set(stored) == {"A", "B", "lambda_", "gamma"}:
         return randlora_factors(**stored)
     if set(stored) == {"matrix"}:
-        return ((_read_matrix(stored["matrix"]),),)
+        return _read_matrix(stored["matrix"])
     numbered = [f"factor{k}" for k in range(len(stored))]
     if not stored or set(stored) != set(numbered):
         raise ValueError(f"it holds {sorted(stored)}, not A, B, lambda_ and gamma, or factor0, factor1, …, or matrix")
-    return _read_sum((tuple(stored[name] for name in numbered),), "factors", {})
+    return _read_sum((tuple(stored[name] for name in numbered),))
 
 
 def randlora_factors(A: Any, B: Any, lambda_: Any, gamma: Any) -> Sum:
     """The n products (B_j, Λ_j, A, Γ_j) of Eq. 4, of A (r, d), B (n, D, r), lambda_ (n, r), gamma (n, d)."""
-    dimensions = {"A": (A, 2), "B": (B, 3), "lambda_": (lambda_, 2), "gamma": (gamma, 2)}
-    for name, (array, wanted) in dimensions.items():
-        if array.ndim != wanted:
-            raise ValueError(f"{name}: {array.ndim} dimensions; it must have {wanted}")
-        if name != "A" and array.shape[0] != len(B):
-            raise ValueError(f"{name}: {array.shape[0]} terms; it must have {len(B)}, as many as B")
-    return _read_sum(tuple((B[j], lambda_[j], A, gamma[j]) for j in range(len(B))), "factors", {})
+    for name, array, dimensions in (("A", A, 2), ("B", B, 3), ("lambda_", lambda_, 2), ("gamma", gamma, 2)):
+        if array.ndim != dimensions:
+            raise ValueError(f"{name}: {array.ndim} dimensions; it must have {dimensions}")
+        if name != "A" and len(array) != len(B):
+            raise ValueError(f"{name}: {len(array)} terms; it must have {len(B)}, as many as B")
+    return _read_sum(tuple((B[j], lambda_[j], A, gamma[j]) for j in range(len(B))))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -172,10 +163,9 @@ def work(terms: Sum) -> int:
     cost = min(rows, columns) * (rows * columns + 10**6)
     for product in terms:
         for k, factor in enumerate(product):
-            height, width = shape(factor)
             cost += work(factor) if isinstance(factor, tuple) else factor.size
             if k and is_thick(factor):
-                cost += rows * height * width
+                cost += rows * math.prod(shape(factor))
     return cost
 
 
@@ -187,9 +177,8 @@ def sha256(terms: Sum) -> str:
         if isinstance(factor, tuple):
             return "(" + "+".join("*".join(map(text, product)) for product in factor) + ")"
         if id(factor) not in seen:
-            header = f"{factor.dtype.newbyteorder('<').str}{factor.shape}".encode()
             data = np.ascontiguousarray(factor, factor.dtype.newbyteorder("<"))
-            seen[id(factor)] = hashlib.sha256(header + data.tobytes()).hexdigest()
+            seen[id(factor)] = hashlib.sha256(f"{data.dtype.str}{data.shape}".encode() + data.tobytes()).hexdigest()
         return seen[id(factor)]
 
     return hashlib.sha256(text(terms).encode()).hexdigest()
@@ -206,42 +195,32 @@ def evaluate(terms: Sum, ring: Ring, fold: Callable[[Floats], Floats] | None = N
     Each product is cut where it is narrowest, and narrow products are joined, [L_1 … L_n]·[R_1; …; R_n], into
     contractions of up to CHUNK columns: for RandLoRA, B_jΛ_j beside each other and AΓ_j below each other.
     """
-    total: Floats | None = None
-    for left, right in _joined(terms, ring, fold or (lambda matrix: matrix)):
-        total = _accumulate(total, left, ring) if right is None else _contract(left, right, ring, total)
-    return cast(Floats, total)
-
-
-def _accumulate(total: Floats | None, part: Floats, ring: Ring) -> Floats:
-    return ring.tidy(part if total is None else np.add(total, part, out=total))
-
-
-def _contract(left: Floats, right: Floats, ring: Ring, total: Floats | None = None) -> Floats:
-    """total + left·right, CHUNK columns of ``left`` at a time; ``total`` is overwritten."""
-    for start in range(0, len(right), CHUNK):
-        total = _accumulate(total, left[:, start : start + CHUNK] @ right[start : start + CHUNK], ring)
-    return cast(Floats, total)
-
-
-def _joined(terms: Sum, ring: Ring, fold: Callable[[Floats], Floats]) -> Iterator[tuple[Floats, Floats | None]]:
-    """Pairs (L, R) whose products add up to the sum; R is None where L is a whole product."""
+    total: Any = 0
     lefts: list[Floats] = []
     rights: list[Floats] = []
     for product in terms:
-        cut, weight = _narrowest(product), ring.weight(terms, product)
+        cut = _narrowest(product)
         left = _multiply(product[:cut] or product, ring)
-        if weight != 1:
-            left = left * weight
+        if ring.weight is not None:
+            left = left * ring.weight(terms, product)
+        left = np.diag(left) if left.ndim == 1 else left
+        left = left if fold is None else fold(left)
         if not cut:
-            yield fold(np.diag(left) if left.ndim == 1 else left), None
+            total = ring.tidy(total + left)
             continue
-        if lefts and sum(part.shape[1] for part in lefts) + left.shape[1] > CHUNK:
-            yield np.hstack(lefts), np.vstack(rights)
+        if lefts and sum(map(len, rights)) + left.shape[1] > CHUNK:
+            total = _contract(np.hstack(lefts), np.vstack(rights), ring, total)
             lefts, rights = [], []
-        lefts.append(fold(left))
+        lefts.append(left)
         rights.append(_multiply(product[cut:], ring))
-    if lefts:
-        yield np.hstack(lefts), np.vstack(rights)
+    return _contract(np.hstack(lefts), np.vstack(rights), ring, total) if lefts else total
+
+
+def _contract(left: Floats, right: Floats, ring: Ring, total: Any = 0) -> Floats:
+    """total + left·right, CHUNK columns of ``left`` at a time."""
+    for start in range(0, len(right), CHUNK):
+        total = ring.tidy(total + left[:, start : start + CHUNK] @ right[start : start + CHUNK])
+    return cast(Floats, total)
 
 
 def _narrowest(product: Product) -> int:
@@ -254,18 +233,10 @@ def _narrowest(product: Product) -> int:
 
 def _multiply(product: Product, ring: Ring) -> Floats:
     """A product from left to right; 1-D where all its factors are diagonals."""
-    result: Floats | None = None
-    for factor in product:
-        value = evaluate(factor, ring) if isinstance(factor, tuple) else ring.leaf(factor)
-        if result is None:
-            result = value
-        elif result.ndim == 2 and value.ndim == 2:
-            result = _contract(result, value, ring)
-        else:
-            result = ring.tidy((result[:, None] if value.ndim == 2 else result) * value)
-    return cast(Floats, result)
 
+    def times(left: Floats, right: Floats) -> Floats:
+        if left.ndim == right.ndim == 2:
+            return _contract(left, right, ring)
+        return ring.tidy((left[:, None] if right.ndim == 2 else left) * right)
 
-def as_float64(source: Any) -> Floats:
-    """The update in float64, for the numerical figures only: its products and sums are rounded."""
-    return evaluate(read(source), Ring(lambda a: a.astype(np.float64), lambda a: a, lambda *_: 1.0))
+    return reduce(times, (evaluate(f, ring) if isinstance(f, tuple) else ring.leaf(f) for f in product))

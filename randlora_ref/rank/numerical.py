@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import checks
-from .factors import Floats, as_float64
+from .factors import FLOATS, Floats, evaluate, read
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class Spectrum:
 
     def lines(self) -> list[str]:
         """For a person."""
-        largest, smallest = self.values[0], self.values[-1]
         return [
             f"numerical rank {self.rank} of {len(self.values)} (singular values above {self.threshold:.3g})",
             f"stable rank {self.stable_rank:.1f}, effective rank {self.effective_rank:.1f}",
-            f"singular values {largest:.3g} … {smallest:.3g}, {self.source}",
+            f"singular values {self.values[0]:.3g} … {self.values[-1]:.3g}, {self.source}",
         ]
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def spectrum(source: Any, threshold: float | None = None) -> Spectrum:
     """The spectrum of a matrix, nested tuples of factors, or an object with ``factors()``.
 
@@ -52,45 +52,39 @@ def spectrum(source: Any, threshold: float | None = None) -> Spectrum:
     """
     if threshold is not None:
         threshold = checks.number("threshold", threshold, least=0.0)
-    is_matrix = hasattr(source, "ndim")
-    with np.errstate(over="ignore", invalid="ignore"):
-        matrix = as_float64(source)
+    matrix = evaluate(read(source), FLOATS)
     if not np.isfinite(matrix).all():
         raise ValueError("factors: their product overflows float64; certify_rank decides its rank all the same")
     exponent = int(np.frexp(np.max(np.abs(matrix)))[1])
-    values = np.linalg.svd(np.ldexp(matrix, -exponent), compute_uv=False).astype(np.float64)
-    limit = (
-        float(values[0]) * max(matrix.shape) * 2.0**-52 if threshold is None else float(np.ldexp(threshold, -exponent))
-    )
-    share = values / values.sum() if values[0] else values
-    entropy = -float((share[share > 0] * np.log(share[share > 0])).sum())
-    with np.errstate(over="ignore"):
-        sizes = np.ldexp(values, exponent)
+    scaled = np.linalg.svd(np.ldexp(matrix, -exponent), compute_uv=False).astype(np.float64)
+    values = np.ldexp(scaled, exponent)
+    if threshold is None:
+        threshold = float(np.ldexp(scaled[0] * max(matrix.shape) * 2.0**-52, exponent))
+    largest, total = scaled[0] or 1.0, scaled.sum() or 1.0
+    share = scaled[scaled > 0] / total
+    of_factors = "of the product of the factors, rounded to float64"
     return Spectrum(
-        values=sizes,
-        threshold=float(np.ldexp(limit, exponent)) if threshold is None else threshold,
-        rank=int((values > limit).sum()),
-        stable_rank=float(((values / values[0]) ** 2).sum()) if values[0] else 0.0,
-        effective_rank=math.exp(entropy) if values[0] else 0.0,
-        source="of the stored matrix" if is_matrix else "of the product of the factors, rounded to float64",
+        values=values,
+        threshold=threshold,
+        rank=int((values > threshold).sum()),
+        stable_rank=float(((scaled / largest) ** 2).sum()),
+        effective_rank=math.exp(-float((share * np.log(share)).sum())) if share.size else 0.0,
+        source="of the stored matrix" if hasattr(source, "ndim") else of_factors,
     )
 
 
 def plot_spectra(spectra: Mapping[str, Spectrum], path: str | Path) -> None:
     """Draw named spectra on one logarithmic plot and write it to ``path``. Needs the ``plot`` extra."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("plotting needs matplotlib: pip install 'randlora-ref[plot]'") from None
     figure = Figure(figsize=(7, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for name, item in spectra.items():
         positive = item.values[item.values > 0]
         axes.semilogy(np.arange(1, len(positive) + 1), positive, label=f"{name}: rank {item.rank}")
-    axes.set_xlabel("index")
-    axes.set_ylabel("singular value")
+    axes.set(xlabel="index", ylabel="singular value")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -359,7 +359,7 @@ B23, A34 = np.ones((2, 3)), np.ones((3, 4))
         (((B23 * 1j, A34),), TypeError, r"factors\[0\]\[0\]: dtype complex128"),
         (((B23.astype(object), A34),), TypeError, r"factors\[0\]\[0\]: dtype object"),
         (np.full((2, 2), np.inf), ValueError, "matrix: inf at"),
-        (np.ones(3), ValueError, "matrix: 1 dimensions; it must have 2"),
+        (np.ones(3), ValueError, r"matrix: shape \(3,\); it must have 2 dimensions"),
         (np.ones((0, 3)), ValueError, "matrix: shape"),
         ("text", TypeError, "matrix"),
     ],

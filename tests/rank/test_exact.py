@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from randlora_ref import arrays
 from randlora_ref.rank import exact, factors
 
 P = 4194301  # the largest prime below 2²²
@@ -65,9 +66,9 @@ def test_reduce_is_floor_modulo_up_to_the_last_integer(data: st.DataObject, p: i
 
 
 def test_reduce_works_in_blocks_that_cover_everything() -> None:
-    x = np.arange(3 * exact.CACHE_BLOCK + 17, dtype=np.float64)
+    x = np.arange(3 * arrays.BLOCK + 17, dtype=np.float64)
     assert (exact.reduce(x.copy(), 101) == np.arange(x.size) % 101).all()
-    wide = np.arange(4 * exact.CACHE_BLOCK, dtype=np.float64).reshape(2, -1)
+    wide = np.arange(4 * arrays.BLOCK, dtype=np.float64).reshape(2, -1)
     assert (exact.reduce(wide.copy(), 101) == np.arange(wide.size).reshape(wide.shape) % 101).all()
 
 
