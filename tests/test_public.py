@@ -13,7 +13,14 @@ import pytest
 
 RECORD = Path(__file__).with_name("public.json")
 ROOMS = ("", ".adapters", ".conformance", ".models", ".nn", ".optim", ".rank", ".spec")
-INNER = ("check_", "embed", "first_", "keep", "linear", "norm", "place_", "run", "see", "step_", "tensors")  # a Model's
+# Of a model and a configuration; their other methods are not for users.
+MODELS = {"forward", "backward", "replace", "from_dict", "modules"}
+    "forward",
+    "backward",
+    "replace",
+    "from_dict",
+    "modules",
+}  # of a model and a configuration: the rest is its own
 
 
 def parameters(f: typing.Any) -> str:
@@ -39,7 +46,8 @@ def public(room: str) -> dict[str, str | None]:
         found[name] = parameters(x) if inspect.isfunction(x) or inspect.isclass(x) else None
         for key in dir(x) if inspect.isclass(x) else ():
             method = getattr(x, key)
-            if not key.startswith(("_", *INNER)) and (inspect.isfunction(method) or inspect.ismethod(method)):
+            hidden = room == ".models" and key not in MODELS
+            if not (hidden or key.startswith("_")) and (inspect.isfunction(method) or inspect.ismethod(method)):
                 found[f"{name}.{key}"] = parameters(method)
     return found
 
