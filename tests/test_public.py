@@ -15,12 +15,6 @@ RECORD = Path(__file__).with_name("public.json")
 ROOMS = ("", ".adapters", ".conformance", ".models", ".nn", ".optim", ".rank", ".spec")
 # Of a model and a configuration; their other methods are not for users.
 MODELS = {"forward", "backward", "replace", "from_dict", "modules"}
-    "forward",
-    "backward",
-    "replace",
-    "from_dict",
-    "modules",
-}  # of a model and a configuration: the rest is its own
 
 
 def parameters(f: typing.Any) -> str:
