@@ -9,6 +9,7 @@ import functools
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -21,6 +22,17 @@ Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 BLOCK = 1 << 15  # entries that element-wise chains work on at a time on NumPy: they stay in a core's own cache
 REAL_PART = {"complex64": "float32", "complex128": "float64"}
+
+
+@dataclass(frozen=True, eq=False)
+class Reshaped:
+    """A factor of an update: the entries of a sum of products in another ``shape`` (rows, columns).
+
+    Number i·rows + o of them, counted along the sum's rows, is at [o, i].
+    """
+
+    terms: tuple[Any, ...]
+    shape: tuple[int, int]
 
 
 def namespace_of(name: str, x: Array) -> Namespace:

@@ -258,15 +258,13 @@ def steps(arguments: argparse.Namespace, progress: Progress) -> tuple[dict[str, 
         kind = float(kind)
     out_features, in_features = arguments.shape
     layer = RandLoRA.start(out_features, in_features, arguments.rank, arguments.dialect, arguments.seed, kind=kind)
-    if layer.dialect.orientation != "paper":
-        raise ValueError(f"--dialect: {arguments.dialect!r} with --steps; it must be paper, peft or official")
     starts = layer.dialect.start(layer.shape, layer.rank, layer.n)
     asked = (arguments.lambda_start, arguments.gamma_start)
     start = [own if value is None else value for value, own in zip(asked, starts, strict=True)]
     lambda_, gamma = np.full((layer.n, layer.rank), start[0]), np.full((layer.n, layer.d), start[1])
     descent = rank_after_steps(
         layer.bases.A, layer.bases.B, lambda_, gamma, layer.shape, arguments.steps, pairing=layer.dialect.pairing,
-        seed=arguments.seed, scaling=layer.scaling, progress=progress,
+        orientation=layer.dialect.orientation, seed=arguments.seed, scaling=layer.scaling, progress=progress,
     )  # fmt: skip
     names = [f"step {step}" for step in range(arguments.steps + 1)]
     return dict(zip(names, descent.certificates, strict=True)), dict(zip(names, descent.factors, strict=True))

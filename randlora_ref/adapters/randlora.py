@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self, Unpack
 
 from .. import arrays, checks
+from ..arrays import Reshaped
 from ..bases import Bases, Kind, draw_bases
 from ..dialects import Dialect, get_dialect
 from ..spec import is_transposed, sides
@@ -136,15 +137,14 @@ class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
 
         Their sum is ΔW / s; in a wide layer each is turned round, (Γ_j, Aᵀ, Λ_j, B_jᵀ).
         """
-        if self._reshaped and self.tall:
-            raise ValueError(f"dialect: {self.dialect.name!r} with out > in; a reshaped ΔW is no sum of products")
         n, r, products = self.n, self.rank, []
         A = self._A if self.tall else self._A.T  # one object in all terms: whoever reads them reads it once
         for j in range(n):
             columns = slice(j, None, n) if self._crossed else slice(j * r, (j + 1) * r)
             B, lambda_, gamma = self._B[:, columns], self.lambda_[j, :], self.gamma[j, :]
             products.append((B, lambda_, A, gamma) if self.tall else (gamma, A, lambda_, B.T))
-        return tuple(products)
+        sum_of_terms = tuple(products)
+        return ((Reshaped(sum_of_terms, self.shape),),) if self._reshaped and self.tall else sum_of_terms
 
     def delta_weight(self) -> Array:
         """ΔW (out, in): M = 𝐁 S, or its transpose (Eq. 4); NLG's ``M.reshape(in, out).T``."""

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import arrays, checks
-from ..spec import Pairing, delta_weight, pullback, sides, term_basis
+from ..arrays import Reshaped
+from ..spec import Orientation, Pairing, delta_weight, pullback, sides, term_basis
 from .certify import RankCertificate, certify_rank
 from .exact import Progress
 from .factors import Sum, randlora_factors
@@ -29,6 +30,7 @@ def rank_after_steps(
     *,
     scaling: float = 1.0,
     pairing: Pairing = "literal",
+    orientation: Orientation = "paper",
     largest_move: float = 0.01,
     seed: int = 0,
     progress: Progress | None = None,
@@ -46,16 +48,18 @@ def rank_after_steps(
     checks.namespace(A=A, B=B, lambda_=lambda_, gamma=gamma)
     A, B, lambda_, gamma = (arrays.to_numpy(a).astype(np.float64) for a in (A, B, lambda_, gamma))
     target = np.random.default_rng(seed).standard_normal(shape)
-    D, d = sides(shape)
+    D, d = sides(shape, orientation)
     n = len(lambda_)
     bases = np.stack([term_basis(B[:n, :D], j, pairing) for j in range(n)])
     factors, losses = [], []
     for step in range(steps + 1):
-        G = delta_weight(A, B, lambda_, gamma, shape, scaling, pairing) - target  # ∂L/∂ΔW
+        G = delta_weight(A, B, lambda_, gamma, shape, scaling, pairing, orientation) - target  # ∂L/∂ΔW
         losses.append(float((G**2).sum() / 2))
-        factors.append(randlora_factors(A[:, :d], bases, lambda_, gamma))
+        terms = randlora_factors(A[:, :d], bases, lambda_, gamma)
+        reshaped = orientation == "reshape" and shape[0] > shape[1]
+        factors.append(((Reshaped(terms, shape),),) if reshaped else terms)
         if step < steps:
-            d_lambda, d_gamma = pullback(G, A, B, lambda_, gamma, scaling, pairing)
+            d_lambda, d_gamma = pullback(G, A, B, lambda_, gamma, scaling, pairing, orientation)
             rate = largest_move / max(abs(d_lambda).max(), abs(d_gamma).max(), np.finfo(float).tiny)
             lambda_, gamma = lambda_ - rate * d_lambda, gamma - rate * d_gamma
     certificates = tuple(certify_rank(terms, progress=progress) for terms in factors)

@@ -163,6 +163,7 @@ def _folding(size: tuple[int, int], p: int, seed: int) -> Callable[[Floats], Flo
 
 def _exponents(factor: Any) -> tuple[int, int]:
     """(low, high): every entry is an integer times 2^low, and stored entries are at most 2^high in size."""
+    factor = getattr(factor, "terms", factor)  # a reshaped sum has its entries
     if isinstance(factor, tuple):
         ends = [np.sum([_exponents(part) for part in product], axis=0) for product in factor]
         return int(min(low for low, _ in ends)), int(max(high for _, high in ends))

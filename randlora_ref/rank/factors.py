@@ -2,7 +2,8 @@
 
 A *sum* is a tuple of products, a *product* a tuple of factors, a factor a 2-D array (a matrix), a 1-D array
 (a diagonal one) or again a sum. RandLoRA is n products (B_j, Λ_j, A, Γ_j) (Eq. 4), LoRA the one product
-(B, A), VeRA (Λ_b, B, Λ_d, A), RandLoRA-a (§6.3) one product of two sums; a plain matrix M is ((M,),).
+(B, A), VeRA (Λ_b, B, Λ_d, A), RandLoRA-a (§6.3) one product of two sums; a plain matrix M is ((M,),). The authors'
+GPT-2 code reshapes its sum: ((Reshaped(sum, (out, in)),),).
 
 ``evaluate`` multiplies a sum out over a *ring*: residues modulo a prime, sizes for an error bound, or float64.
 """
@@ -21,10 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import arrays, checks
+from ..arrays import Reshaped
 
 Matrix: TypeAlias = NDArray[Any]
 Floats: TypeAlias = NDArray[np.float64]
-Factor: TypeAlias = "Matrix | Sum"
+Factor: TypeAlias = "Matrix | Sum | Reshaped"
 Product: TypeAlias = tuple[Factor, ...]
 Sum: TypeAlias = tuple[Product, ...]
 
@@ -88,6 +90,11 @@ def _read_product(value: Any, name: str) -> Product:
 
 
 def _read_factor(value: Any, name: str) -> Factor:
+    if isinstance(value, Reshaped):
+        terms = _read_sum(value.terms, name)
+        if math.prod(value.shape) != math.prod(shape(terms)):
+            raise ValueError(f"{name}: {shape(terms)} reshaped to {value.shape}; it must have as many entries")
+        return Reshaped(terms, value.shape)
     return _read_sum(value, name) if isinstance(value, tuple | list) else _read_array(value, name)
 
 
@@ -147,7 +154,7 @@ def randlora_factors(A: Any, B: Any, lambda_: Any, gamma: Any) -> Sum:
 
 def is_thick(factor: Factor) -> bool:
     """Whether a factor is a matrix or a sum, and no diagonal."""
-    return isinstance(factor, tuple) or factor.ndim == 2
+    return not isinstance(factor, np.ndarray) or factor.ndim == 2
 
 
 def shape(factor: Factor) -> tuple[int, int]:
@@ -163,7 +170,8 @@ def work(terms: Sum) -> int:
     cost = min(rows, columns) * (rows * columns + 10**6)
     for product in terms:
         for k, factor in enumerate(product):
-            cost += work(factor) if isinstance(factor, tuple) else factor.size
+            nested = factor.terms if isinstance(factor, Reshaped) else factor
+            cost += work(nested) if isinstance(nested, tuple) else nested.size
             if k and is_thick(factor):
                 cost += rows * math.prod(shape(factor))
     return cost
@@ -174,6 +182,8 @@ def sha256(terms: Sum) -> str:
     seen: dict[int, str] = {}  # a basis shared by all terms is read once
 
     def text(factor: Factor) -> str:
+        if isinstance(factor, Reshaped):
+            return f"{factor.shape}{text(factor.terms)}"
         if isinstance(factor, tuple):
             return "(" + "+".join("*".join(map(text, product)) for product in factor) + ")"
         if id(factor) not in seen:
@@ -239,4 +249,11 @@ def _multiply(product: Product, ring: Ring) -> Floats:
             return _contract(left, right, ring)
         return ring.tidy((left[:, None] if right.ndim == 2 else left) * right)
 
-    return reduce(times, (evaluate(f, ring) if isinstance(f, tuple) else ring.leaf(f) for f in product))
+    return reduce(times, (_value(factor, ring) for factor in product))
+
+
+def _value(factor: Factor, ring: Ring) -> Floats:
+    """A factor in the ring."""
+    if isinstance(factor, Reshaped):
+        return np.reshape(evaluate(factor.terms, ring).ravel(), factor.shape, order="F")
+    return evaluate(factor, ring) if isinstance(factor, tuple) else ring.leaf(factor)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arrays import Reshaped
 from .factors import Factor, Matrix, Product, Sum, is_thick, shape
 
 Mask = NDArray[np.bool_]
@@ -40,7 +41,12 @@ def predicted_rank(columns: int, zero_probability: float, rank: int) -> tuple[fl
 
 
 def as_randlora(terms: Sum) -> tuple[Matrix, Matrix, Matrix, Matrix] | None:
-    """A (r, d), B (n, D, r), Λ (n, r) and Γ (n, d) if ``terms`` has the form of Eq. 4 with one shared A, else None."""
+    """A (r, d), B (n, D, r), Λ (n, r) and Γ (n, d) if ``terms`` has the form of Eq. 4 with one shared A, else None.
+
+    Or the transposed form, (Γ_j, Aᵀ, Λ_j, B_jᵀ), that a wide layer has.
+    """
+    if all([getattr(factor, "ndim", None) for factor in product] == [1, 2, 1, 2] for product in terms):
+        terms = _transposed(terms)
     if any([getattr(factor, "ndim", None) for factor in product] != [2, 1, 2, 1] for product in terms):
         return None
     transposed: Any = zip(*terms, strict=True)
@@ -102,11 +108,20 @@ def _live(product: Product) -> list[Mask]:
 
 
 def _transposed(terms: Sum) -> Sum:
-    return tuple(tuple(_transposed(f) if isinstance(f, tuple) else f.T for f in product[::-1]) for product in terms)
+    """The sum turned round; of what is reshaped the shape alone."""
+
+    def turned(factor: Factor) -> Factor:
+        if isinstance(factor, Reshaped):
+            return Reshaped(factor.terms, factor.shape[::-1])
+        return _transposed(factor) if isinstance(factor, tuple) else factor.T
+
+    return tuple(tuple(turned(factor) for factor in product[::-1]) for product in terms)
 
 
 def _reach(mask: Mask, factor: Factor) -> Mask:
     """The columns of a factor that have a nonzero entry in the rows of ``mask``; through a sum, by any product."""
+    if isinstance(factor, Reshaped):  # where its entries go is not followed
+        return np.full(factor.shape[1], bool(mask.any()))
     if isinstance(factor, tuple):
         return np.asarray(np.logical_or.reduce([reduce(_reach, product, mask) for product in factor]))
     return np.asarray(mask & (factor != 0) if factor.ndim == 1 else (factor != 0)[mask].any(axis=0))
