@@ -103,10 +103,12 @@ def rotary_tables(like: Array, size: int, width: int, theta: float, scaling: Any
 
 def check_tables(name: str, shape: tuple[int, ...], tables: tuple[Array, Array]) -> None:
     """A ValueError unless ``tables`` turn an array of ``shape`` (…, T, h)."""
-    size, half = tables[0].shape
-    if tuple(shape[-2:]) != (size, 2 * half):
-        raise ValueError(f"{name}: shape {tuple(shape)}; it must be (…, {size}, {2 * half}) for these tables")
-    checks.shape("sin", tables[1], (size, half))
+    cos, sin = tables
+    if tuple(shape[-2:]) != (cos.shape[0], 2 * cos.shape[-1]):
+        raise ValueError(
+            f"{name}: shape {tuple(shape)}; it must be (…, {cos.shape[0]}, {2 * cos.shape[-1]}) for these tables"
+        )
+    checks.shape("sin", sin, tuple(cos.shape))
 
 
 def rotary(x: Array, tables: tuple[Array, Array], *, name: str = "x") -> tuple[Array, tuple[Array, Array]]:
