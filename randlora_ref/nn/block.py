@@ -86,7 +86,8 @@ def check_block(x: Array, spec: BlockSpec, parameters: Parameters, mask: Array |
         raise ValueError(f"x: shape {tuple(x.shape)}; it must be (B, T, {spec.width})")
     for shape, weight, bias in zip(shapes.values(), weights.items(), biases.items(), strict=True):
         checks.shape(*weight, shape)
-        checks.shape(*bias, shape[:1])
+        if bias[1] is not None:
+            checks.shape(*bias, shape[:1])
     check_mask(mask, *x.shape[:2])
     if tables is not None:
         check_tables("q and k", (*x.shape[:2], spec.head_width), tables)
