@@ -88,9 +88,9 @@ def floats(*, half: bool = False, **named: Array) -> arrays.Namespace:
     return xp
 
 
-def shape(name: str, x: Array | None, expected: tuple[int, ...]) -> None:
-    """A ValueError naming the argument whose shape is not ``expected`` (None is skipped)."""
-    if x is not None and tuple(x.shape) != expected:
+def shape(name: str, x: Array, expected: tuple[int, ...]) -> None:
+    """A ValueError naming the argument whose shape is not ``expected``."""
+    if tuple(x.shape) != expected:
         raise ValueError(f"{name}: shape {tuple(x.shape)}; it must be {expected}")
 
 
@@ -136,7 +136,8 @@ def linear(size: tuple[int, int], *, half: bool = False, x: Array, weight: Array
         raise ValueError(f"x: shape {tuple(x.shape)}; it must be (…, {size[1]}), in_features last")
     expected = {"weight": size, "bias": size[:1], "dropout_mask": tuple(x.shape)}
     for name, array in {"weight": weight, **beside}.items():
-        shape(name, array, expected[name])
+        if array is not None:
+            shape(name, array, expected[name])
     return xp
 
 

@@ -1,6 +1,7 @@
 """Parts of a transformer as pure pairs: ``f(…) -> (y, cache)`` and ``f_backward(dy, cache)``, derived beside the code.
 
-Nothing is changed in place, and the array library is that of the arguments.
+A file has kernels, an equation each, of arrays that fit; then the doors, exported here, which check what they are given
+once and call kernels. Nothing is changed in place, and the array library is that of the arguments.
 """
 
 from ..checks import index_range as check_range

@@ -101,7 +101,7 @@ def sigmoid_gate(xp: Any, x: Array, *, c: float, cubic: float, far: float) -> tu
     ½(1 + tanh u) = σ(2u). Beyond ±``far`` e is zero.
     """
     x_near, right = bounded(xp, x, far), right_of_zero(xp, x)
-    z = x_near * x_near * (c * cubic) if cubic else 0.0
+    z = x_near * x_near * (c * cubic) if cubic else 0.0  # u = x(c + z), u′ = c + 3z
     e = xp.exp(x_near * (c + z) * (1 - 2 * right))
     large = 1 / (1 + e)  # σ(|u|)
     small = e * large  # σ(−|u|)

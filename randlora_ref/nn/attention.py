@@ -12,7 +12,6 @@ from typing import Any
 from .. import arrays, checks
 
 Array = Any
-AttentionCache = tuple[Array, Array, Array, Array]  # q (B, K, g·T, h), k and v (B, K, T, h), P (B, K, g·T, T)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -39,8 +38,8 @@ def softmax_backward(xp: Any, dP: Array, P: Array, *, scale: float) -> Array:
     return scale * (PdP - P * xp.sum(PdP, axis=-1, keepdims=True))
 
 
-def attend(xp: Any, q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, AttentionCache]:
-    """o (B, H, T, h) of q (B, H, T, h), k and v (B, K, T, h)."""
+def attend(xp: Any, q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, Any]:
+    """o (B, H, T, h) of q (B, H, T, h), k and v (B, K, T, h), and q (B, K, g·T, h), k, v, P (B, K, g·T, T)."""
     shape, (batch, key_heads, size, width), shared = q.shape, k.shape, q.shape[1] // k.shape[1]
     q = xp.reshape(q, (batch, key_heads, shared * size, width))  # (B, K, g·T, h)
     S = (q / math.sqrt(width)) @ arrays.swap_last(k)  # (B, K, g·T, T)
@@ -50,7 +49,7 @@ def attend(xp: Any, q: Array, k: Array, v: Array, mask: Array | None) -> tuple[A
     return xp.reshape(P @ v, shape), (q, k, v, P)
 
 
-def attend_backward(xp: Any, do: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
+def attend_backward(xp: Any, do: Array, cache: Any) -> tuple[Array, Array, Array]:
     """dv = Pᵀ do, dP = do vᵀ; with dS/√h from it dq = dS k/√h, dk = dSᵀ q/√h."""
     q, k, v, P = cache
     shape, do = do.shape, xp.reshape(do, q.shape)  # (B, K, g·T, h)
@@ -94,7 +93,7 @@ def check_mask(mask: Array | None, batch: int, size: int) -> None:
         raise ValueError(f"mask: for {tuple(mask.shape)}; it must be for a batch of {batch} and {size} tokens")
 
 
-def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> tuple[Array, AttentionCache]:
+def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> tuple[Array, Any]:
     """o (B, H, T, h) of queries q (B, H, T, h), keys and values k, v (B, K, T, h); H is a multiple of K.
 
     ``mask`` is what ``additive_mask`` makes. Query head i meets key head i div (H/K).
@@ -111,7 +110,7 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> tuple[
     return attend(xp, q, k, v, mask)
 
 
-def attention_backward(do: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
+def attention_backward(do: Array, cache: Any) -> tuple[Array, Array, Array]:
     """(∂L/∂q, ∂L/∂k, ∂L/∂v), of the shapes of q, k and v, of ∂L/∂o (B, H, T, h)."""
     (batch, key_heads, rows, width), size = cache[0].shape, cache[1].shape[2]
     xp = checks.cotangent("do", do, (batch, key_heads * rows // size, size, width), cache[0])

@@ -18,12 +18,11 @@ from .activation import KINDS
 from .attention import attend, attend_backward, check_mask
 from .linear import project, project_backward
 from .norm import apply_norm, apply_norm_backward
-from .rotary import rotate
+from .rotary import check_tables, rotate
 
 Array = Any
 Parameters = Mapping[str, tuple[Array, Array | None]]
 Adapters = Mapping[str, Adapter]
-Tables = tuple[Array, Array]
 NORMS = ("norm1", "norm2")
 
 
@@ -52,7 +51,7 @@ class BlockSpec:
         checks.number("eps", self.eps, least=0.0)
         checks.choice("activation", self.activation, KINDS)
         for role in self.biases:
-            checks.choice("biases", role, ("norm1", "norm2", *self.shapes()))
+            checks.choice("biases", role, (*NORMS, *self.shapes()))
         if self.heads % self.key_heads:
             raise ValueError(f"key_heads: {self.key_heads}; it must be a divisor of the number of heads, {self.heads}")
         if self.fused and self.key_heads != self.heads:
@@ -78,28 +77,25 @@ def join_heads(xp: Any, x: Array) -> Array:
 
 def check_block(x: Array, spec: BlockSpec, parameters: Parameters, mask: Array | None, tables: Any) -> Any:
     """The namespace of a block's arguments, once they fit ``spec`` and one another; an adapter checks its own."""
-    expected: dict[str, tuple[Any, tuple[int, ...]]] = {}
-    for role, shape in {"norm1": (spec.width,), "norm2": (spec.width,), **spec.shapes()}.items():
-        expected[f"parameters[{role!r}]"] = parameters[role][0], shape
-        expected[f"parameters[{role!r}][1]"] = parameters[role][1], shape[:1]
+    shapes = {**dict.fromkeys(NORMS, (spec.width,)), **spec.shapes()}
+    weights = {f"parameters[{role!r}]": parameters[role][0] for role in shapes}
+    biases: dict[str, Any] = {f"parameters[{role!r}][1]": parameters[role][1] for role in shapes}
     cos, sin = tables or (None, None)
-    xp = checks.floats(x=x, mask=mask, cos=cos, sin=sin, **{name: array for name, (array, _) in expected.items()})
+    xp = checks.floats(x=x, mask=mask, cos=cos, sin=sin, **weights, **biases)
     if x.ndim != 3 or x.shape[-1] != spec.width:
         raise ValueError(f"x: shape {tuple(x.shape)}; it must be (B, T, {spec.width})")
-    turned = (x.shape[1], spec.head_width // 2)
-    for name, (array, shape) in {**expected, "cos": (cos, turned), "sin": (sin, turned)}.items():
-        checks.shape(name, array, shape)
+    for shape, weight, bias in zip(shapes.values(), weights.items(), biases.items(), strict=True):
+        checks.shape(*weight, shape)
+        if bias[1] is not None:
+            checks.shape(*bias, shape[:1])
     check_mask(mask, *x.shape[:2])
+    if tables is not None:
+        check_tables("q and k", (*x.shape[:2], spec.head_width), tables)
     return xp
 
 
 def block(
-    x: Array,
-    spec: BlockSpec,
-    parameters: Parameters,
-    adapters: Adapters,
-    mask: Any = None,
-    tables: Tables | None = None,
+    x: Array, spec: BlockSpec, parameters: Parameters, adapters: Adapters, mask: Array | None = None, tables: Any = None
 ) -> tuple[Array, Any]:
     """y (B, T, k) of x (B, T, k). ``parameters``: (weight, bias or None) by role; ``adapters``: by role, any subset.
 
@@ -125,11 +121,10 @@ def block(
     output, caches["attention"] = attend(xp, q, k, v, mask)  # (B, H, T, h)
     residual = x + apply("o", join_heads(xp, output))  # (B, T, k)
     normed = apply("norm2", residual)
-    hidden, slope = KINDS[spec.activation](xp, apply("gate" if spec.gated else "up", normed))  # (B, T, f)
-    caches["slope"] = slope
-    if spec.gated:
-        caches["factors"] = hidden, apply("up", normed)
-        hidden = hidden * caches["factors"][1]
+    value, slope = KINDS[spec.activation](xp, apply("gate" if spec.gated else "up", normed))  # (B, T, f)
+    up = apply("up", normed) if spec.gated else None
+    hidden = value if up is None else value * up
+    caches["activation"] = value, slope, up
     return residual + apply("down", hidden), (spec, tables, caches)
 
 
@@ -144,11 +139,11 @@ def block_backward(dy: Array, cache: Any, *, weight_grad: bool = False) -> tuple
         return dx
 
     d_hidden = pull_back("down", dy)  # (B, T, f)
+    value, slope, up = caches["activation"]
     if spec.gated:
-        value, up = caches["factors"]
-        d_normed = pull_back("gate", d_hidden * up * caches["slope"]) + pull_back("up", d_hidden * value)
+        d_normed = pull_back("gate", d_hidden * up * slope) + pull_back("up", d_hidden * value)
     else:
-        d_normed = pull_back("up", d_hidden * caches["slope"])
+        d_normed = pull_back("up", d_hidden * slope)
     d_residual = dy + pull_back("norm2", d_normed)  # (B, T, k)
     d_output = split_heads(xp, pull_back("o", d_residual), spec.head_width)  # (B, H, T, h)
     dq, dk, dv = attend_backward(xp, d_output, caches["attention"])

@@ -7,6 +7,29 @@ from .. import arrays, checks
 Array = Any
 
 
+def sum_by_id(xp: Any, rows: Array, ids: Array, size: int) -> Array:
+    """(V, k), row v the sum of those of ``rows`` (T, k) at the positions where ``ids`` (T,) are v; V is ``size``.
+
+    The positions are sorted by id; then doubling steps add to each row the one 1, 2, 4 … on, where it is of the same
+    id, until the first row of an id holds its sum. No scatter, so the order of summation is always the same.
+    """
+    count = ids.shape[0]
+    if count == 0:
+        return xp.zeros((size, rows.shape[1]), dtype=rows.dtype, **arrays.on(arrays.device_of(rows)))
+    order = xp.argsort(ids)
+    ids, rows = xp.take(ids, order), xp.take(rows, order, axis=0)
+    step = 1
+    while step < count:
+        same = (ids[step:] == ids[:-step])[:, None]
+        rows = arrays.concat(xp, [rows[:-step, :] + arrays.where(xp, same, rows[step:, :], 0.0), rows[-step:, :]], 0)
+        step *= 2
+    every = xp.arange(size, dtype=ids.dtype, **arrays.on(arrays.device_of(ids)))  # (V,)
+    first = xp.searchsorted(ids, every)
+    first = arrays.where(xp, first < count, first, count - 1)
+    present = (xp.take(ids, first) == every)[:, None]
+    return arrays.where(xp, present, xp.take(rows, first, axis=0), 0.0)
+
+
 def embedding(ids: Array, table: Array, *, checked: bool = False) -> tuple[Array, Any]:
     """y (…, k): row ids (…) of ``table`` (V, k). IndexError if out of range, unless the caller has ``checked``."""
     xp = checks.namespace(ids=ids, table=table)
@@ -21,29 +44,10 @@ def embedding(ids: Array, table: Array, *, checked: bool = False) -> tuple[Array
 
 
 def embedding_backward(dy: Array, cache: Any) -> Array:
-    """∂L/∂table (V, k): row v is Σ dy over the places where ids = v.
-
-    The places are sorted by id; then doubling steps add to each row the one 1, 2, 4 … places on, where it is of the
-    same id, until the first row of an id holds its sum. No scatter, so the order of summation is always the same.
-    """
+    """∂L/∂table (V, k): row v is Σ dy over the positions where ids = v."""
     ids, table = cache
-    xp, size = checks.cotangent("dy", dy, (*ids.shape, table.shape[1]), table), table.shape[0]
-    ids, rows = xp.reshape(ids, (-1,)), arrays.as_rows(xp, dy)
-    count = ids.shape[0]
-    if count == 0:
-        return xp.zeros((size, dy.shape[-1]), dtype=dy.dtype, **arrays.on(arrays.device_of(dy)))
-    order = xp.argsort(ids)
-    ids, rows = xp.take(ids, order), xp.take(rows, order, axis=0)
-    step = 1
-    while step < count:
-        same = (ids[step:] == ids[:-step])[:, None]
-        rows = arrays.concat(xp, [rows[:-step, :] + arrays.where(xp, same, rows[step:, :], 0.0), rows[-step:, :]], 0)
-        step *= 2
-    every = xp.arange(size, dtype=ids.dtype, **arrays.on(arrays.device_of(ids)))
-    first = xp.searchsorted(ids, every)
-    first = arrays.where(xp, first < count, first, count - 1)
-    present = (xp.take(ids, first) == every)[:, None]
-    return arrays.where(xp, present, xp.take(rows, first, axis=0), 0.0)
+    xp = checks.cotangent("dy", dy, (*ids.shape, table.shape[1]), table)
+    return sum_by_id(xp, arrays.as_rows(xp, dy), xp.reshape(ids, (-1,)), table.shape[0])
 
 
 def patches(pixels: Array, size: int) -> tuple[Array, tuple[Array, int]]:

@@ -10,7 +10,6 @@ from typing import Any
 from .. import arrays, checks
 
 Array = Any
-LossCache = tuple[Array, Array, Array, Array, Array]  # z (T, V); (T, 1): label, max z, Σ exp(z − max z), 1/N or 0
 IGNORED = -100
 LOGIT_ROWS = 128  # rows of ∂L/∂z at a time on their way through a product: a matrix that BLAS is quick with, yet small
 
@@ -27,8 +26,11 @@ def max_and_exp_sum(xp: Any, z: Array) -> tuple[Array, Array]:
     return z_max, xp.sum(xp.exp(z - z_max), axis=-1, keepdims=True)
 
 
-def mean_loss(xp: Any, z: Array, labels: Array, ignored: int = IGNORED) -> tuple[Array, LossCache]:
-    """L = Σ_t share_t·(log Σ exp(z_t − max z_t) + max z_t − z_t[label_t]) of logits z (T, V) and labels (T,)."""
+def mean_loss(xp: Any, z: Array, labels: Array, ignored: int = IGNORED) -> tuple[Array, Any]:
+    """L = Σ_t share_t·(log Σ exp(z_t − max z_t) + max z_t − z_t[label_t]) of logits z (T, V) and labels (T,).
+
+    The cache: z, and by rows (T, 1) the label, max z, Σ exp(z − max z), and the share, 1/N or 0.
+    """
     label, device = arrays.astype(xp, labels, xp.int64), arrays.on(arrays.device_of(z))
     z_max, exp_sum = max_and_exp_sum(xp, z)
     counts = label != ignored  # (T,)
@@ -36,7 +38,7 @@ def mean_loss(xp: Any, z: Array, labels: Array, ignored: int = IGNORED) -> tuple
     chosen = xp.take(xp.reshape(z, (-1,)), position)[:, None]  # (T, 1)
     weight = arrays.astype(xp, counts, z_max.dtype)[:, None]
     total = xp.sum(weight)
-    share = weight / arrays.where(xp, total == 0, 1.0, total)  # 1/N or 0
+    share = weight / arrays.where(xp, total == 0, 1.0, total)  # (T, 1)
     return xp.sum(share * (xp.log(exp_sum) + (z_max - chosen))), (z, label[:, None], z_max, exp_sum, share)
 
 
@@ -49,7 +51,7 @@ def logits_backward(
     return p - arrays.where(xp, label == classes, share, 0.0)
 
 
-def mean_loss_backward(xp: Any, cache: LossCache, dloss: Any, through: Array | None = None) -> Array:
+def mean_loss_backward(xp: Any, cache: Any, dloss: Any, through: Array | None = None) -> Array:
     """∂L/∂z (T, V), or its product with ``through`` (V, k), a number of rows at a time."""
     *rows, share = cache
     rows.append(share * dloss)
@@ -68,9 +70,7 @@ def mean_loss_backward(xp: Any, cache: LossCache, dloss: Any, through: Array | N
 # ---------------------------------------------------------------------------------------------------------
 
 
-def cross_entropy(
-    logits: Array, labels: Array, *, ignored: int = IGNORED, checked: bool = False
-) -> tuple[Array, LossCache]:
+def cross_entropy(logits: Array, labels: Array, *, ignored: int = IGNORED, checked: bool = False) -> tuple[Array, Any]:
     """L, an array without axes, of ``logits`` (T, V) and integer ``labels`` (T,); label ``ignored`` does not count.
 
     IndexError if a label is out of range, unless the caller has ``checked``.
@@ -86,7 +86,7 @@ def cross_entropy(
     return mean_loss(xp, logits, labels, ignored)
 
 
-def cross_entropy_backward(cache: LossCache, dloss: Any = 1.0, *, through: Array | None = None) -> Array:
+def cross_entropy_backward(cache: Any, dloss: Any = 1.0, *, through: Array | None = None) -> Array:
     """∂L/∂logits (T, V), times ``dloss``; with ``through`` W (V, k) the product ∂L/∂logits·W (T, k).
 
     Of a large vocabulary ∂L/∂logits is by far the largest array of a model; through W it is never held whole on NumPy.

@@ -11,7 +11,6 @@ from .linear import LinearGrads
 
 Array = Any
 NormGrads = LinearGrads
-NormCache = tuple[Array, Array, Array, bool, bool]  # x̂ (…, k), r (…, 1), the weight, whether biased, centred
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -59,15 +58,13 @@ def norm_rows_backward(xp: Any, dy: Array, x_hat: Array, rstd: Array, *, weight:
     return dc - mean(xp, dc) if centred else dc
 
 
-def apply_norm(
-    xp: Any, x: Array, weight: Array, bias: Array | None, eps: float, centred: bool
-) -> tuple[Array, NormCache]:
-    """Either norm of x (…, k), and its cache."""
+def apply_norm(xp: Any, x: Array, weight: Array, bias: Array | None, eps: float, centred: bool) -> tuple[Array, Any]:
+    """Either norm of x (…, k), and its cache: x̂ (…, k), r (…, 1), the weight, whether biased, whether centred."""
     y, x_hat, rstd = norm_rows(xp, x, weight=weight, bias=bias, root=math.sqrt(eps), centred=centred)
     return y, (x_hat, rstd, weight, bias is not None, centred)
 
 
-def apply_norm_backward(xp: Any, dy: Array, cache: NormCache, weight_grad: bool) -> tuple[Array, NormGrads]:
+def apply_norm_backward(xp: Any, dy: Array, cache: Any, weight_grad: bool) -> tuple[Array, NormGrads]:
     """∂L/∂x (…, k), and ∂L/∂w = Σ dy∘x̂, ∂L/∂b = Σ dy over all rows."""
     x_hat, rstd, weight, has_bias, centred = cache
     d_weight = xp.sum(arrays.as_rows(xp, dy * x_hat), axis=0) if weight_grad else None
@@ -80,23 +77,22 @@ def apply_norm_backward(xp: Any, dy: Array, cache: NormCache, weight_grad: bool)
 # ---------------------------------------------------------------------------------------------------------
 
 
-def layer_norm(
-    x: Array, weight: Array, bias: Array | None, eps: float, *, centred: bool = True
-) -> tuple[Array, NormCache]:
+def layer_norm(x: Array, weight: Array, bias: Array | None, eps: float, *, centred: bool = True) -> tuple[Array, Any]:
     """y (…, k) of x (…, k), weight (k,) and bias (k,) or None; the variance is the population's."""
     xp = checks.floats(x=x, weight=weight, bias=bias)
     k, eps = checks.last_axis("x", x), checks.number("eps", eps, least=0.0)
     checks.shape("weight", weight, (k,))
-    checks.shape("bias", bias, (k,))
+    if bias is not None:
+        checks.shape("bias", bias, (k,))
     return apply_norm(xp, x, weight, bias, eps, centred)
 
 
-def rms_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> tuple[Array, NormCache]:
+def rms_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> tuple[Array, Any]:
     """The same without centring; Llama's has no bias."""
     return layer_norm(x, weight, bias, eps, centred=False)
 
 
-def norm_backward(dy: Array, cache: NormCache, *, weight_grad: bool = False) -> tuple[Array, NormGrads]:
+def norm_backward(dy: Array, cache: Any, *, weight_grad: bool = False) -> tuple[Array, NormGrads]:
     """∂L/∂x (…, k) of ∂L/∂y, for either norm; the gradients of weight and bias if ``weight_grad``."""
     xp = checks.cotangent("dy", dy, tuple(cache[0].shape), cache[0])
     return apply_norm_backward(xp, dy, cache, weight_grad)

@@ -101,13 +101,21 @@ def rotary_tables(like: Array, size: int, width: int, theta: float, scaling: Any
     return arrays.astype(xp, xp.cos(angles), real), arrays.astype(xp, xp.sin(angles), real)
 
 
+def check_tables(name: str, shape: tuple[int, ...], tables: tuple[Array, Array]) -> None:
+    """A ValueError unless ``tables`` turn an array of ``shape`` (…, T, h)."""
+    cos, sin = tables
+    if tuple(shape[-2:]) != (cos.shape[0], 2 * cos.shape[-1]):
+        raise ValueError(
+            f"{name}: shape {tuple(shape)}; it must be (…, {cos.shape[0]}, {2 * cos.shape[-1]}) for these tables"
+        )
+    checks.shape("sin", sin, tuple(cos.shape))
+
+
 def rotary(x: Array, tables: tuple[Array, Array], *, name: str = "x") -> tuple[Array, tuple[Array, Array]]:
     """y (…, T, h) = x (…, T, h) turned; the cache is the tables. Errors call x by its ``name``."""
-    cos, sin = tables
-    xp, fitting = checks.floats(cos=cos, sin=sin, **{name: x}), (cos.shape[0], 2 * cos.shape[-1])
-    if tuple(x.shape[-2:]) != fitting:
-        raise ValueError(f"{name}: shape {tuple(x.shape)}; it must be (…, {fitting[0]}, {fitting[1]}) for these tables")
-    return rotate(xp, x, cos, sin), tables
+    xp = checks.floats(cos=tables[0], sin=tables[1], **{name: x})
+    check_tables(name, x.shape, tables)
+    return rotate(xp, x, *tables), tables
 
 
 def rotary_backward(dy: Array, tables: tuple[Array, Array]) -> Array:
