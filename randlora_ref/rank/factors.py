@@ -157,6 +157,11 @@ def shape(factor: Factor) -> tuple[int, int]:
     return (factor.shape[0], factor.shape[-1])
 
 
+def transposed(terms: Sum) -> Sum:
+    """The factors of the transpose, of nested sums too."""
+    return tuple(tuple(transposed(f) if isinstance(f, tuple) else f.T for f in product[::-1]) for product in terms)
+
+
 def work(terms: Sum) -> int:
     """What one prime costs, in multiply-adds at most: evaluating, eliminating, a million per column of upkeep."""
     rows, columns = shape(terms)
@@ -226,9 +231,8 @@ def _contract(left: Floats, right: Floats, ring: Ring, total: Any = 0) -> Floats
 def _narrowest(product: Product) -> int:
     """After how many factors to cut a product: where it is narrowest, with a matrix on each side; or 0."""
     thick = [k for k, factor in enumerate(product) if is_thick(factor)]
-    if len(thick) < 2:
-        return 0
-    return min(range(thick[0] + 1, thick[-1] + 1), key=lambda k: shape(product[k])[0])
+    between = range(thick[0] + 1, thick[-1] + 1) if thick else ()
+    return min(between, key=lambda k: shape(product[k])[0], default=0)
 
 
 def _multiply(product: Product, ring: Ring) -> Floats:

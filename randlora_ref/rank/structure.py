@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .factors import Factor, Matrix, Product, Sum, is_thick, shape
+from .factors import Factor, Matrix, Product, Sum, is_thick, shape, transposed
 
 Mask = NDArray[np.bool_]
 
@@ -43,8 +43,8 @@ def as_randlora(terms: Sum) -> tuple[Matrix, Matrix, Matrix, Matrix] | None:
     """A (r, d), B (n, D, r), Λ (n, r) and Γ (n, d) if ``terms`` has the form of Eq. 4 with one shared A, else None."""
     if any([getattr(factor, "ndim", None) for factor in product] != [2, 1, 2, 1] for product in terms):
         return None
-    transposed: Any = zip(*terms, strict=True)
-    B, lambda_, A, gamma = transposed
+    by_place: Any = zip(*terms, strict=True)
+    B, lambda_, A, gamma = by_place
     if not all(other is A[0] or np.array_equal(other, A[0]) for other in A):
         return None
     return A[0], np.stack(B), np.stack(lambda_), np.stack(gamma)
@@ -95,14 +95,10 @@ def candidates(terms: Sum) -> list[Candidate]:
 
 def _live(product: Product) -> list[Mask]:
     """For each place between factors, both ends included: which indices a nonzero path runs through."""
-    ((rows, columns), backwards) = shape((product,)), _transposed((product,))[0]
+    rows, columns = shape((product,))
     from_left = accumulate(product, _reach, initial=np.ones(rows, dtype=bool))
-    from_right = accumulate(backwards, _reach, initial=np.ones(columns, dtype=bool))
+    from_right = accumulate(transposed((product,))[0], _reach, initial=np.ones(columns, dtype=bool))
     return [left & right for left, right in zip(from_left, reversed(list(from_right)), strict=True)]
-
-
-def _transposed(terms: Sum) -> Sum:
-    return tuple(tuple(_transposed(f) if isinstance(f, tuple) else f.T for f in product[::-1]) for product in terms)
 
 
 def _reach(mask: Mask, factor: Factor) -> Mask:
