@@ -46,13 +46,12 @@ class RankCertificate:
 
     def lines(self) -> list[str]:
         """For a person."""
-        rows, columns = self.details["shape"]
         below, above, error = self.details["below"], self.details["above"], self.details["error_bound"]
         known = "exact" if self.exact else f"at least; at most with an error of {error:.2g} or less"
         folded = "" if below["fold_seed"] is None else f" of the rows folded with seed {below['fold_seed']}"
         minor = f"a minor of order {self.rank}{folded} is not zero modulo {below['prime']}"
         return [
-            f"rank {self.rank} of {min(rows, columns)} ({'full' if self.full else 'not full'}, {known})",
+            f"rank {self.rank} of {min(self.details['shape'])} ({'full' if self.full else 'not full'}, {known})",
             f"from below: {minor if self.rank else 'nothing to show'}",
             f"from above: at most {above['value']}: {above['reason']}",
             f"method {self.method}, primes used: {len(self.primes)}, factors with SHA-256 {self.details['sha256']}",

@@ -6,7 +6,7 @@ import numpy as np
 
 from .. import arrays, checks
 from ..arrays import Reshaped
-from ..spec import Orientation, Pairing, delta_weight, pullback, sides, term_basis
+from ..spec import Orientation, Pairing, delta_weight, layer_bases, pullback, term_basis
 from .certify import RankCertificate, certify_rank
 from .exact import Progress
 from .factors import Sum, randlora_factors
@@ -48,18 +48,17 @@ def rank_after_steps(
     checks.namespace(A=A, B=B, lambda_=lambda_, gamma=gamma)
     A, B, lambda_, gamma = (arrays.to_numpy(a).astype(np.float64) for a in (A, B, lambda_, gamma))
     target = np.random.default_rng(seed).standard_normal(shape)
-    D, d = sides(shape, orientation)
-    n = len(lambda_)
-    bases = np.stack([term_basis(B[:n, :D], j, pairing) for j in range(n)])
+    A, B = layer_bases(A, B, len(lambda_), shape, orientation)
+    B = np.stack([term_basis(B, j, pairing) for j in range(len(lambda_))])  # from here on the pairing is literal
     factors, losses = [], []
     for step in range(steps + 1):
-        G = delta_weight(A, B, lambda_, gamma, shape, scaling, pairing, orientation) - target  # ∂L/∂ΔW
+        G = delta_weight(A, B, lambda_, gamma, shape, scaling, orientation=orientation) - target  # ∂L/∂ΔW
         losses.append(float((G**2).sum() / 2))
-        terms = randlora_factors(A[:, :d], bases, lambda_, gamma)
+        terms = randlora_factors(A, B, lambda_, gamma)
         reshaped = orientation == "reshape" and shape[0] > shape[1]
         factors.append(((Reshaped(terms, shape),),) if reshaped else terms)
         if step < steps:
-            d_lambda, d_gamma = pullback(G, A, B, lambda_, gamma, scaling, pairing, orientation)
+            d_lambda, d_gamma = pullback(G, A, B, lambda_, gamma, scaling, orientation=orientation)
             rate = largest_move / max(abs(d_lambda).max(), abs(d_gamma).max(), np.finfo(float).tiny)
             lambda_, gamma = lambda_ - rate * d_lambda, gamma - rate * d_gamma
     certificates = tuple(certify_rank(terms, progress=progress) for terms in factors)

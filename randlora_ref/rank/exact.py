@@ -172,7 +172,7 @@ def _exponents(factor: Any) -> tuple[int, int]:
         return 0, largest
     mantissa, exponent = mantissas(factor)
     lowest_bit = np.frexp((mantissa & -mantissa).astype(np.float64))[1] - 1 + exponent
-    return (int(lowest_bit[mantissa != 0].min()), largest) if mantissa.any() else (largest, largest)
+    return int(lowest_bit.min(where=mantissa != 0, initial=largest)), largest
 
 
 def minor_bits(terms: Sum, size: int) -> float:

@@ -236,9 +236,8 @@ def _contract(left: Floats, right: Floats, ring: Ring, total: Any = 0) -> Floats
 def _narrowest(product: Product) -> int:
     """After how many factors to cut a product: where it is narrowest, with a matrix on each side; or 0."""
     thick = [k for k, factor in enumerate(product) if is_thick(factor)]
-    if len(thick) < 2:
-        return 0
-    return min(range(thick[0] + 1, thick[-1] + 1), key=lambda k: shape(product[k])[0])
+    between = range(thick[0] + 1, thick[-1] + 1) if thick else ()
+    return min(between, key=lambda k: shape(product[k])[0], default=0)
 
 
 def _multiply(product: Product, ring: Ring) -> Floats:

@@ -49,8 +49,8 @@ def as_randlora(terms: Sum) -> tuple[Matrix, Matrix, Matrix, Matrix] | None:
         terms = _transposed(terms)
     if any([getattr(factor, "ndim", None) for factor in product] != [2, 1, 2, 1] for product in terms):
         return None
-    transposed: Any = zip(*terms, strict=True)
-    B, lambda_, A, gamma = transposed
+    by_place: Any = zip(*terms, strict=True)
+    B, lambda_, A, gamma = by_place
     if not all(other is A[0] or np.array_equal(other, A[0]) for other in A):
         return None
     return A[0], np.stack(B), np.stack(lambda_), np.stack(gamma)
