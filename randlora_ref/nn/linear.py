@@ -50,9 +50,9 @@ def linear(
     x: Array, weight: Array, bias: Array | None = None, adapter: Adapter | None = None
 ) -> tuple[Array, LinearCache]:
     """y (…, out) of x (…, in), weight (out, in) and bias (out,) or None; ``adapter`` adds its ΔW."""
-    xp = checks.floats(x=x)  # an adapter takes float16, nn does not
+    xp = checks.floats(x=x, weight=weight)  # an adapter takes float16, nn does not
     if adapter is None:
-        if checks.namespace(weight=weight) and weight.ndim != 2:
+        if weight.ndim != 2:
             raise ValueError(f"weight: shape {tuple(weight.shape)}; it must be (out, in)")
         checks.linear(tuple(weight.shape), x=x, weight=weight, bias=bias)
     return project(xp, x, weight, bias, adapter)
