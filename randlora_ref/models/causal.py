@@ -69,22 +69,22 @@ class CausalModel(Model):
         """
         (tower,), xp = self.towers, self.xp
         self.check_text(tower, ids, embeddable=True, labels=labels, attention_mask=attention_mask)
-        hidden, before = text_tower(self, tower, ids, attention_mask)  # (B, T, k)
+        hidden, tower_cache = text_tower(self, tower, ids, attention_mask)  # (B, T, k)
         logits, head = self.linear(tower.outer["head"], hidden)  # (B, T, V)
         if labels is not None:
             labels = arrays.astype(xp, labels, xp.int64)  # a narrow type may not hold −100
             labels = arrays.concat(xp, [labels[:, 1:], xp.full_like(labels[:, :1], nn.IGNORED)], 1)
-        return self.loss(logits, labels, before, head)
+        return self.loss(logits, labels, tower_cache, head)
 
     def backward(self, cache: ModelCache, *, weights: bool = False, inputs: bool = False) -> Gradients:
         """The gradients of L; ``weights`` adds every saved tensor's, ``inputs`` the embedded tokens' (B, T, k)."""
-        (tower,), (before, head), grads = self.towers, cache.parts, Gradients(weights)
+        (tower,), (tower_cache, head), grads = self.towers, cache.parts, Gradients(weights)
         if weights or tower.outer["head"].name in self.adapters:
             d_logits = self.xp.reshape(cache.d_logits(), cache.logits.shape)
             d_hidden = self.pull_back(nn.linear_backward, tower.outer["head"], d_logits, head, grads)
         else:  # nothing of the head is learned: ∂L/∂logits W, without ∂L/∂logits
             d_hidden = cache.d_logits(self.parameters(tower.outer["head"])[0])
             d_hidden = self.xp.reshape(d_hidden, (*cache.logits.shape[:2], -1))
-        dx = text_tower_backward(self, tower, d_hidden, before, grads)
+        dx = text_tower_backward(self, tower, d_hidden, tower_cache, grads)
         grads.inputs = dx if inputs else None
         return grads

@@ -103,23 +103,23 @@ class Config:
 
     def __post_init__(self) -> None:
         for key, hint in ((one.name, one.type) for one in fields(self)):  # type: ignore[arg-type]
-            (kind, *optional), value = get_args(hint) or (hint,), getattr(self, key)
+            (expected, *optional), value = get_args(hint) or (hint,), getattr(self, key)
             if value is None and optional:
                 continue
-            if kind is int:  # an id may count from the vocabulary's end
+            if expected is int:  # an id may count from the vocabulary's end
                 value = checks.integer(key, value, -getattr(self, "vocab_size", 0) if key.endswith("_id") else 1)
-            elif kind is float:
+            elif expected is float:
                 value = checks.number(key, value, **LIMITS.get(key, {"least": 0.0}))
-            elif not isinstance(value, kind):
-                raise ValueError(f"{key}: {value!r}; it must be a {kind.__name__}")
+            elif not isinstance(value, expected):
+                raise ValueError(f"{key}: {value!r}; it must be a {expected.__name__}")
             elif key in CHOICES:
                 checks.choice(key, value, CHOICES[key])
             object.__setattr__(self, key, value)
         for whole, part in MULTIPLES.items():
             size, divisor = self.get(whole) or 0, self.get(part) or 1
             if size % divisor and not (whole == "hidden_size" and self.get("head_dim")):
-                own, other = (self.ALIASES.get(key, key) for key in (whole, part))
-                raise ValueError(f"{own}: {size}; it must be a multiple of {other}, {divisor}")
+                whole, part = (self.ALIASES.get(key, key) for key in (whole, part))
+                raise ValueError(f"{whole}: {size}; it must be a multiple of {part}, {divisor}")
         self.towers()
 
     def get(self, *keys: str) -> Any:
@@ -153,26 +153,27 @@ class Config:
         key_heads, head_width = self.get("num_key_value_heads", "num_attention_heads"), self.get("head_dim")
         sizes = (width, hidden or 4 * width, heads, key_heads, head_width or width // heads)
         eps = self.get("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps")
-        inside = frozenset(biases) - {"patch_embed", "head"}
-        spec = BlockSpec(*sizes, eps, ACTIVATIONS[activation], biases=inside, **kind)
-        patch, channels, inner = self.get("patch_size"), self.get("num_channels"), spec.shapes()
+        of_blocks = frozenset(biases) - {"patch_embed", "head"}
+        spec = BlockSpec(*sizes, eps, ACTIVATIONS[activation], biases=of_blocks, **kind)
+        linear, patch, channels = spec.shapes(), self.get("patch_size"), self.get("num_channels")
         positions = (self.get("image_size") // patch) ** 2 + 1 if patch else self.get("max_position_embeddings")
-        shapes: dict[str, tuple[int, ...]] = {"embed_tokens": (self.get("vocab_size"), width), "head": (head, width)}
-        shapes |= {"patch_embed": (width, channels, patch, patch), "position_embeddings": (positions, width)}
+        in_blocks: dict[str, Any] = {"norm1": (width,), "norm2": (width,), **linear}
+        shapes = in_blocks | {"head": (head, width), "position_embeddings": (positions, width)}
+        shapes |= {"embed_tokens": (self.get("vocab_size"), width), "patch_embed": (width, channels, patch, patch)}
 
         def module(role: str, prefix: str = "") -> Module:
             name = saved = prefix + names[role]
             for part, other in saved_as.items():
                 saved = saved.replace(part, other)
-            shape = inner.get(role) or shapes.get(role, (width,))
+            shape = shapes.get(role, (width,))
             shape = (1,) * (bare.get(role, 0) - len(shape)) + shape
-            bias, linear = spec.centred if "norm" in role else role in biases, role in inner or role == "head"
-            return Module(name, shape, bias, linear, transposed and role in inner, role in bare, saved)
+            bias = spec.centred if "norm" in role else role in biases
+            kinds = (role in (*linear, "head"), transposed and role in linear, role in bare)
+            return Module(name, shape, bias, *kinds, saved=saved)
 
-        in_block = [role for role in names if role in ("norm1", "norm2", *inner)]
-        outer = {role: module(role) for role in names if role not in ("layers", *in_block)}
-        prefixes = [f"{names['layers']}.{index}." for index in range(count)]
-        return Tower(self, spec, outer, tuple({role: module(role, prefix) for role in in_block} for prefix in prefixes))
+        outer = {role: module(role) for role in names if role not in ("layers", *in_blocks)}
+        layers = tuple({role: module(role, f"{names['layers']}.{i}.") for role in in_blocks} for i in range(count))
+        return Tower(self, spec, outer, layers)
 
 
 @dataclass(frozen=True)

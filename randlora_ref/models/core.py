@@ -54,17 +54,17 @@ class Model:
         self.config = self.CONFIG.from_dict(config) if isinstance(config, Mapping) else config
         if not isinstance(self.config, self.CONFIG):
             raise TypeError(f"config: {config!r}; it must be a {self.CONFIG.__name__} or the mapping of a config.json")
-        for kind, given in (("weights", weights), ("adapters", {} if adapters is None else adapters)):
+        for name, given in (("weights", weights), ("adapters", {} if adapters is None else adapters)):
             if not isinstance(given, Mapping):
-                raise TypeError(f"{kind}: {type(given).__name__}; it must be a mapping by name")
+                raise TypeError(f"{name}: {type(given).__name__}; it must be a mapping by name")
         self.weights = dict(weights)
         self.adapters: dict[str, Adapter] = dict(adapters or {})
         self.towers: Any = self.config.towers()
         self.modules = {one.name: one for one in self.config.modules()}
         expected = {saved: shape for one in self.modules.values() for saved, shape in one.tensors.values()}
-        for kind, names in (("missing", expected.keys() - self.weights), ("unknown", self.weights.keys() - expected)):
+        for what, names in (("missing", expected.keys() - self.weights), ("unknown", self.weights.keys() - expected)):
             if names:
-                raise KeyError(f"weights: {kind} {sorted(names)[0]!r}; they must be those of {type(self).__name__}")
+                raise KeyError(f"weights: {what} {sorted(names)[0]!r}; they must be those of {type(self).__name__}")
         self.xp, self._like = checks.floats(**self.weights), next(iter(self.weights.values()))
         self.precision = checks.precision("weights", self._like)
         for name, shape in expected.items():
@@ -130,8 +130,8 @@ class Model:
 
     def pull_back(self, backward: Callable[..., Any], module: Module, dy: Array, cache: Any, grads: Gradients) -> Array:
         """∂L/∂x of a module whose ``backward`` is that of a linear layer or of a norm; its own go into ``grads``."""
-        dx, own = backward(dy, cache, weight_grad=grads.weights is not None)
-        self.accumulate(module, own, grads)
+        dx, values = backward(dy, cache, weight_grad=grads.weights is not None)
+        self.accumulate(module, values, grads)
         return dx
 
     def blocks(self, tower: Tower, x: Array, mask: Any = None, tables: Any = None) -> tuple[Array, list[Any]]:
@@ -148,22 +148,22 @@ class Model:
         """∂L/∂x, from the last block to the first; their modules' gradients go into ``grads``."""
         for layer, cache in zip(reversed(tower.layers), reversed(caches), strict=True):
             dy, by_role = nn.block_backward(dy, cache, weight_grad=grads.weights is not None)
-            for role, own in by_role.items():
-                self.accumulate(layer[role], own, grads)
+            for role, values in by_role.items():
+                self.accumulate(layer[role], values, grads)
         return dy
 
-    def accumulate(self, module: Module, own: Any, grads: Gradients) -> None:
-        """Lay down a module's gradients ``own``: its adapter's or its bias's by its name, its tensors' by theirs.
+    def accumulate(self, module: Module, values: Any, grads: Gradients) -> None:
+        """Lay down a module's gradients, ``values``: its adapter's or its bias's by its name, its tensors' by theirs.
 
         The latter, if they are asked for, in the saved shapes. Two modules may share a tensor: a tied head's gradient
         is added to its table's.
         """
-        if module.linear and (module.name in self.adapters or own.bias is not None):
-            grads[module.name] = own
+        if module.linear and (module.name in self.adapters or values.bias is not None):
+            grads[module.name] = values
         if grads.weights is None:
             return
         for part, (saved, shape) in module.tensors.items():
-            value = getattr(own, part)
+            value = getattr(values, part)
             value = self.xp.reshape(value.T if module.transposed and part == "weight" else value, shape)
             grads.weights[saved] = grads.weights[saved] + value if saved in grads.weights else value
 
@@ -188,14 +188,14 @@ def adapt(
     model's; a configuration alone gives NumPy's float32 unless ``dtype``. ``scale``: ``alpha`` or ``scaling``. Raises
     ValueError for an ending that no linear module has, and for none at all.
     """
-    own, xp, device, config = get_dialect(dialect), np, None, model.config if isinstance(model, Model) else model
+    record, xp, device, config = get_dialect(dialect), np, None, model.config if isinstance(model, Model) else model
     if isinstance(model, Model):
         xp, dtype, device = model.xp, dtype or model.precision, arrays.device_of(next(iter(model.weights.values())))
     shapes = chosen_modules(config, modules)
-    wide: Any = "float64" if dtype == "float64" and own.generator == "philox" else "float32"
-    where: dict[str, Any] = {"seed": own.default_seed or 0 if seed is None else seed, "xp": xp, "device": device}
-    bases = draw_bases(own, shapes=list(shapes.values()), rank=rank, kind=kind, dtype=wide, **where)
-    options: dict[str, Any] = {"rank": rank, "dialect": own, "bases": bases, "dtype": dtype or "float32", **scale}
+    wide: Any = "float64" if dtype == "float64" and record.generator == "philox" else "float32"
+    where: dict[str, Any] = {"seed": record.default_seed or 0 if seed is None else seed, "xp": xp, "device": device}
+    bases = draw_bases(record, shapes=list(shapes.values()), rank=rank, kind=kind, dtype=wide, **where)
+    options: dict[str, Any] = {"rank": rank, "dialect": record, "bases": bases, "dtype": dtype or "float32", **scale}
     return {name: RandLoRA.start(*shape, **options) for name, shape in shapes.items()}
 
 

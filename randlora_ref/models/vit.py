@@ -107,14 +107,14 @@ class ViT(Model):
         if labels is not None:
             checks.shape("labels", labels, tuple(pixels.shape[:1]))
         checks.index_range(labels=(labels, self.config.num_labels, nn.IGNORED))
-        hidden, before = image_tower(self, tower, pixels)  # (B, k)
+        hidden, tower_cache = image_tower(self, tower, pixels)  # (B, k)
         logits, head = self.linear(tower.outer["head"], hidden)  # (B, num_labels)
-        return self.loss(logits, labels, before, head)
+        return self.loss(logits, labels, tower_cache, head)
 
     def backward(self, cache: ModelCache, *, weights: bool = False, inputs: bool = False) -> Gradients:
         """The gradients of L; ``weights`` adds every saved tensor's, ``inputs`` that of the pixels (B, C, H, W)."""
-        (tower,), (before, head), grads = self.towers, cache.parts, Gradients(weights)
+        (tower,), (tower_cache, head), grads = self.towers, cache.parts, Gradients(weights)
         d_hidden = self.pull_back(nn.linear_backward, tower.outer["head"], cache.d_logits(), head, grads)
-        d_pixels = image_tower_backward(self, tower, d_hidden, before, grads, inputs)
+        d_pixels = image_tower_backward(self, tower, d_hidden, tower_cache, grads, inputs)
         grads.inputs = d_pixels if inputs else None
         return grads
