@@ -402,3 +402,15 @@ def test_a_known_failure_of_peft_that_passes_fails_the_check(monkeypatch: pytest
     assert not report.failures
     assert not report.passed
     assert report.lines()[-1].startswith("peft: FAILED")
+
+
+# -- dialects ---------------------------------------------------------------------------------------------
+
+
+def test_a_right_copy_of_peft_passes_under_its_dialect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Crossed whatever is asked: wrong where all cases are asked, right where PEFT's are."""
+    monkeypatch.chdir(EXAMPLES)
+    assert len(check_target("wrong:crossed", kinds=["layer"]).failures) == 41
+    report = check_target("wrong:crossed", kinds=["layer"], dialect="peft")
+    assert report.passed, "\n".join(report.lines())
+    assert report.passed_cases >= 58
