@@ -237,7 +237,7 @@ def flags(case: Case) -> tuple[str, ...]:
         "wide": out_features < in_features and transposed,
         "square": square and not transposed,
         "square transposed": square and transposed,
-        "reshaped": out_features > in_features and transposed,
+        "reshaped": case.orientation == "reshape" and out_features > in_features,
         "never transposed": out_features < in_features and not transposed,
         "ragged": d % r != 0 and r < d,
         "rank one": r == 1,
@@ -250,6 +250,7 @@ def flags(case: Case) -> tuple[str, ...]:
         "empty batch": case.x.size == 0,
         "start": not np.any(case.lambda_),
         "zero cotangent": case.dy.size > 0 and not np.any(case.dy),
+        "over root n": case.alpha is not None and not math.isclose(case.alpha, case.scaling * r),
         "no bias": case.bias is None,
         "dropout": case.dropout_mask is not None,
     }
