@@ -80,8 +80,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--case", help="one case alone, by its id")
     command.add_argument("--random", type=int, default=0, metavar="N", help="N random layers instead of stored cases")
     command.add_argument("--seed", type=int, default=0, help="of the random layers (default: 0)")
-    dialect = ("peft", "paper")
-    command.add_argument("--dialect", choices=dialect, default="peft", help="what to hold PEFT to (default: peft)")
+    held = "hold it to the cases that this dialect's code computes (default: paper's and PEFT's together)"
+    command.add_argument("--dialect", metavar="NAME", help=held)
 
     command = add(vectors, "write the test vectors, their manifest and schema for use elsewhere")
     command.add_argument("folder", metavar="DIR", help="made if need be")

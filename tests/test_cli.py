@@ -247,6 +247,8 @@ def test_check_passes_the_reference_and_names_a_fault(capsys: Any, monkeypatch: 
         (("nowhere:function",), "'nowhere:function': No module named 'nowhere'"),
         (("missing.json",), "missing.json: No such file or directory"),
         (("--exec", "no-such-program"), "'no-such-program': No such file or directory; it must be a program"),
+        (("randlora_ref.conformance:reference", "--dialect", "lora"), "dialect: 'lora'; it must be one of paper, peft"),
+        (("randlora_ref.conformance:reference", "--dialect", "lora", "--random", "3"), "dialect: 'lora'; it must be"),
         (("peft", "--case", "layer-999"), "case: 'layer-999'; it must be an id of the vectors"),
         (("a:b", "--random", "-1"), "--random: -1; it must be"),
         (("randlora_ref.conformance:reference", "--kinds", "layers"), "kinds: 'layers'; it must be some of layer"),
@@ -258,6 +260,13 @@ def test_check_of_what_is_not_there(capsys: Any, arguments: tuple[str, ...], mes
     assert (status, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["paper", "peft", "official", "nlg", "vision", "kradapter"])
+def test_check_holds_a_target_to_a_dialect(capsys: Any, name: str) -> None:
+    status, out, _ = run(capsys, "check", "randlora_ref.conformance:reference", "--dialect", name)
+    assert status == 0
+    assert re.search(rf"--dialect {name}: PASSED, \d{{2,3}} cases passed, 0 failed, 0 not fully checked", out)
 
 
 @pytest.mark.parametrize("fault", [TypeError, KeyError, IndexError, AttributeError])

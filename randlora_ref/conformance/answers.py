@@ -33,13 +33,14 @@ def expected(case: Case) -> Results:
     if case.kind == "rank":
         return {"rank": np.asarray(oracle.exact_rank(case))}
     if case.kind == "bases":
-        A, B = oracle.bases(case.seed, case.shapes, case.rank, case.kind_of_basis, case.dialect)
+        A, B = oracle.bases(case.seed, case.shapes, case.rank, case.kind_of_basis, case.dialect, context=case.context)
         return {"A": A, "B": B}
     dialect, r = DIALECTS[case.dialect], case.rank
     if case.kind == "count":
-        counts = [dialect.terms(shape, r) * (r + min(shape)) for shape in case.shapes]
+        terms = [(shape, dialect.terms(shape, r, context=case.context)) for shape in case.shapes]
+        counts = [n * (r + spec.sides(shape, dialect.orientation)[1]) for shape, n in terms]
         return {"num_parameters": np.asarray(sum(counts))}
-    n, d = dialect.terms(case.shape, r), min(case.shape)
+    n, d = dialect.terms(case.shape, r, context=case.context), spec.sides(case.shape, dialect.orientation)[1]
     lambda_, gamma = dialect.start(case.shape, r, n)
     learned = {"lambda_": np.full((n, r), lambda_), "gamma": np.full((n, d), gamma)}
     return learned | {"delta_weight": np.zeros(case.shape)}
@@ -54,7 +55,7 @@ def arguments(case: Case, number: Any = np.float64) -> dict[str, Any]:
     """A layer case as ``verify.gauge`` takes it, its arrays and scaling in one kind of number."""
     c = case.with_arrays(fractions if number is Fraction else lambda x: np.asarray(x, dtype=number))
     given = {name: getattr(c, name) for name in ARRAYS}
-    return given | {"scaling": number(case.scaling), "pairing": case.pairing}
+    return given | {"scaling": number(case.scaling), "pairing": case.pairing, "orientation": case.orientation}
 
 
 def named(results: Mapping[str, Array]) -> Results:

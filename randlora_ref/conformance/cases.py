@@ -1,15 +1,16 @@
 """Cases of the conformance kit: what an implementation is given, and the names of what it is asked for."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 import numpy as np
 
-from .. import checks, spec
+from .. import spec
 from ..arrays import UNIT_ROUNDOFF
 from ..bases import Kind, draw_bases
-from ..dialects import DIALECTS
+from ..dialects import Dialect, get_dialect
 
 Array = Any
 CaseKind = Literal["layer", "bases", "start", "count", "rank", "block"]
@@ -30,7 +31,10 @@ WANTED = {
 class Case:
     """One question. A "layer" holds x (…, in), weight (out, in), bias (out) or None, A (r, d_max), B (n_max, D_max, r),
     lambda_ (n, r), gamma (n, d), dy (…, out), dropout_mask of the shape of x (0 where dropped, 1/(1 − p) where kept) or
-    None, in ``dtype``; "rank" the same without x, weight, dy; the others seed, shapes or shape, rank, dialect.
+    None, in ``dtype``; "rank" the same without x, weight, dy; the others seed, shapes or shape, rank, dialect, and for
+    nlg ``context``, the network's context length. ``orientation`` is how a layer's ΔW comes of its sum M, as
+    ``spec.is_transposed`` has it; widths are those of ``spec.sides``. ``scaling`` is the number that counts; ``alpha``,
+    where there is one, is what ``dialect`` makes it of.
 
     A "block" holds x and dy (b, T, k), and by role, as ``spec.block_forward`` has the roles: weight; bias of those that
     have one; A, B, lambda_, gamma of those that are adapted, all bases cut from one pair. ``block`` (``nn.BlockSpec``)
@@ -57,6 +61,7 @@ class Case:
     scaling: float = 1.0
     alpha: float | None = None
     pairing: spec.Pairing = "literal"
+    orientation: spec.Orientation = "paper"
     dtype: str = "float64"
     exact_in: tuple[str, ...] = ()
     fan_in_fan_out: bool = False
@@ -65,6 +70,7 @@ class Case:
     shapes: tuple[tuple[int, int], ...] = ()
     rank: int = 1
     seed: int = 0
+    context: int | None = None
     kind_of_basis: Any = "dense"
     block: Any = None  # nn.BlockSpec
     causal: bool = False
@@ -93,6 +99,13 @@ class Case:
     def parameters(self) -> dict[str, tuple[Array, Array | None]]:
         """A block's (weight, bias or None) by role."""
         return {role: (weight, self.bias.get(role)) for role, weight in self.weight.items()}
+
+    @property
+    def layers(self) -> list[tuple[Array, tuple[int, int]]]:
+        """Λ and shape (out, in) of the layer, or of each of a block's that is adapted."""
+        if self.kind == "block":
+            return [(self.lambda_[role], self.weight[role].shape) for role in self.A]
+        return [(self.lambda_, self.shape if self.weight is None else self.weight.shape)]
 
     @property
     def size(self) -> int:
@@ -128,15 +141,15 @@ def rounded(x: Array, dtype: str) -> Array:
 
 def draw_layer(
     id_: str, shape: tuple[int, int], r: int, lead: tuple[int, ...], pad: tuple[int, ...],
-    draw: Callable[[int, tuple[int, ...]], Array], **more: Any,
+    draw: Callable[[int, tuple[int, ...]], Array], n: int, orientation: spec.Orientation, **more: Any,
 ) -> Case:  # fmt: skip
     """A layer of ``shape`` (out, in), each array by ``draw(largest, size)``; bases larger by ``pad`` in d, n and D."""
-    (out_features, in_features), n, D, d = shape, -(-min(shape) // r), max(shape), min(shape)
+    (out_features, in_features), (D, d) = shape, spec.sides(shape, orientation)
     A, B = np.full((r, d + pad[0]), ROGUE), np.full((n + pad[1], D + pad[2], r), ROGUE)
     A[:, :d], B[:n, :D] = draw(1, (r, d)), draw(1, (n, D, r))
     sizes = {"x": (*lead, in_features), "weight": shape, "bias": (out_features,), "lambda_": (n, r), "gamma": (n, d)}
     given = {name: draw(3, size) for name, size in sizes.items()} | {"dy": draw(3, (*lead, out_features))}
-    case = Case(id=id_, kind="layer", **{**given, "A": A, "B": B, **more})
+    case = Case(id=id_, kind="layer", orientation=orientation, **{**given, "A": A, "B": B, **more})
     return replace(case, notes=flags(case))
 
 
@@ -149,9 +162,10 @@ def random_case(index: int, seed: int = 0, dialect: str = "peft") -> Case:
     """Case ``index`` of the endless list that ``seed`` begins: layers of every shape, half of them exact, half real.
 
     Shapes go round wide, tall and square; ranks round r | d, r ∤ d, r = d, r > d, r = 1; dtype, Conv1D's layout,
-    merging, basis kind, leading axes and a dropout mask are drawn.
+    merging, basis kind, leading axes, nlg's context and a dropout mask are drawn. A real layer in seven has Λ and Γ of
+    the dialect's start.
     """
-    checks.choice("dialect", dialect, ("paper", "peft"))
+    rules = get_dialect(dialect)
     rng = np.random.default_rng([seed, index])
     d, more = int(rng.integers(2, 13) if index % 16 else rng.integers(24, 49)), int(rng.integers(1, 9))
     shape = ((d, d + more), (d + more, d), (d, d))[index % 3]
@@ -159,45 +173,84 @@ def random_case(index: int, seed: int = 0, dialect: str = "peft") -> Case:
     r = int((rng.choice(divisors), rng.choice(others), d, d + more, 1)[index // 3 % 5])
     exact, dtype = bool(rng.integers(2)), ("float32", "float64")[int(rng.integers(2))]
     alpha = r * 2.0 ** int(rng.integers(-2, 4)) if exact else float(rng.choice([1, 2 * r, 20 * r, 640]))
+    n = rules.terms(shape, r, context=int(np.random.default_rng([seed, index, 2]).integers(1, 2 * d)))
     case = draw_layer(
         f"random-{dialect}-{seed}-{index}", shape, r,
         lead=[(7,), (3, 2), (), (0,), (1,)][int(rng.choice(5, p=[0.6, 0.2, 0.1, 0.05, 0.05]))],
         pad=tuple(int(k) for k in rng.integers(0, 3, 3)),
         draw=lambda most, size: rng.integers(-most, most + 1, size) if exact else rng.standard_normal(size),
-        dialect=dialect, pairing=DIALECTS[dialect].pairing, alpha=alpha, scaling=alpha / r,
+        n=n, orientation=rules.orientation, dialect=dialect, pairing=rules.pairing,
+        alpha=alpha, scaling=1.0 if rules.scaling_rule == "1" else alpha / r,
         fan_in_fan_out=bool(rng.integers(2)), merged=bool(rng.integers(4) == 0),
         **({} if rng.integers(4) else {"bias": None}),
     )  # fmt: skip
     masks, p = np.random.default_rng([seed, index, 1]), 0.5 if exact else 0.1
     if not case.merged and masks.integers(3) == 0:
         case = with_mask(case, (masks.random(case.x.shape) >= p) / (1 - p))
+    (case,) = of_dialect([case], rules)
     if exact:
         return replace(case.cast(dtype), exact_in=("float32", "float64"))
+    if index % 7 == 5:
+        starts = zip(("lambda_", "gamma"), rules.start(shape, r, n), strict=True)
+        case = replace(case, **{name: np.full_like(getattr(case, name), value) for name, value in starts})
     kind, (n, D, _) = BASIS_KINDS[int(rng.integers(3))], case.B.shape
-    large = (max(D, 64), max(case.A.shape[1], 32, n * r))  # large enough to be sure of a deviation
+    large = (max(D, 64, (n - 1) * r + 1), max(case.A.shape[1], 32, n * r))  # large enough to be sure of a deviation
     bases = draw_bases("peft", seed=int(rng.integers(2**31)), shapes=[large], rank=r, kind=kind)
-    return replace(case, tier="real", A=bases.A[:, : case.A.shape[1]], B=bases.B[:n, :D]).cast(dtype)
+    case = replace(case, tier="real", A=bases.A[:, : case.A.shape[1]], B=bases.B[:n, :D]).cast(dtype)
+    return replace(case, notes=flags(case))
+
+
+def of_dialect(cases: Iterable[Case], dialect: str | Dialect) -> Iterator[Case]:
+    """The cases that the dialect's own code computes as they ask for it, whatever the case's dialect.
+
+    α is left out where the dialect makes another scaling of it: the scaling is given.
+    """
+    rules = get_dialect(dialect)
+    for case in cases:
+        if case.kind in ("bases", "start", "count"):
+            if case.dialect == rules.name:
+                yield case
+        elif all(_agrees(case, rules, lambda_, shape) for lambda_, shape in case.layers):
+            other = case.alpha is not None and not math.isclose(
+                rules.scaling(case.lambda_.shape[1], len(case.lambda_), case.alpha), case.scaling
+            )
+            yield replace(case, alpha=None) if other else case
+
+
+def _agrees(case: Case, rules: Dialect, lambda_: Array, shape: tuple[int, int]) -> bool:
+    """Whether pairing, scaling, widths and the place of each entry of M are the dialect's, or cannot show."""
+    if not (case.pairing == rules.pairing or 1 in lambda_.shape) or (rules.scaling_rule == "1" and case.scaling != 1):
+        return False
+    asked, own = [spec.sides(shape, orientation) for orientation in (case.orientation, rules.orientation)]
+    M = np.arange(math.prod(shape))
+    places = spec.oriented(M.reshape(asked), shape, case.orientation)
+    return asked == own and np.array_equal(places, spec.oriented(M.reshape(own), shape, rules.orientation))
 
 
 def flags(case: Case) -> tuple[str, ...]:
     """What is special about a layer case; the vectors' MANIFEST.json says of each what to think when it fails."""
     (n, r), (out_features, in_features) = case.lambda_.shape, case.weight.shape
-    d = min(out_features, in_features)
+    D, d = spec.sides(case.weight.shape, case.orientation)
+    square, transposed = out_features == in_features, spec.is_transposed(case.weight.shape, case.orientation)
     holds = {
         "crossed": case.pairing == "crossed" and n > 1 and r > 1,
-        "wide": out_features < in_features,
-        "square": out_features == in_features,
+        "wide": out_features < in_features and transposed,
+        "square": square and not transposed,
+        "square transposed": square and transposed,
+        "reshaped": case.orientation == "reshape" and out_features > in_features,
+        "never transposed": out_features < in_features and not transposed,
         "ragged": d % r != 0 and r < d,
         "rank one": r == 1,
         "one term": n == 1,
         "over-ranked": r > d,
-        "sliced": case.A.shape[1] > d or case.B.shape[:2] != (n, max(out_features, in_features)),
+        "sliced": case.A.shape[1] > d or case.B.shape[:2] != (n, D),
         "fan_in_fan_out": case.fan_in_fan_out,
         "merged": case.merged,
         "leading axes": case.x.ndim != 2,
         "empty batch": case.x.size == 0,
         "start": not np.any(case.lambda_),
         "zero cotangent": case.dy.size > 0 and not np.any(case.dy),
+        "over root n": case.alpha is not None and not math.isclose(case.alpha, case.scaling * r),
         "no bias": case.bias is None,
         "dropout": case.dropout_mask is not None,
     }

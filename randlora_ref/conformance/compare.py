@@ -93,8 +93,9 @@ def limits(case: Case, dtype: str | None = None) -> dict[str, Array]:
     """The largest error allowed in each entry of each result; zero wherever a result can be exact."""
     dtype = dtype or case.dtype
     u = arrays.unit_roundoff(dtype)
-    if case.kind == "start":  # constants, rounded once to float32 or better
-        return {name: 2 * arrays.unit_roundoff("float32") * np.abs(value) for name, value in expected(case).items()}
+    if case.kind == "start":  # constants, rounded once to float32 or better, or to what is declared
+        u = max(u, arrays.unit_roundoff("float32"))
+        return {name: 2 * u * np.abs(value) for name, value in expected(case).items()}
     if case.kind == "block":
         sizes = {name: np.max(np.abs(value)) for name, value in expected(case).items()}
         return {name: u * max(BLOCK_ROUNDINGS * size, *sizes.values()) for name, size in sizes.items()}

@@ -17,7 +17,7 @@ from ..dialects import DIALECTS, Dialect
 from ..verify import gauge
 from . import answers, oracle
 from .answers import expected
-from .cases import BASIS_KINDS, Case
+from .cases import BASIS_KINDS, Case, flags
 from .compare import Verdict, compare, limits
 
 Array = Any
@@ -99,9 +99,9 @@ LAYER = (
     _only("dlambda dgamma", "other pairing in the gradients",
           pairing=lambda c: "literal" if c.pairing == "crossed" else "crossed"),
     _made("square layer transposed", delta_weight=lambda c, out: (
-        out["delta_weight"].T if len(set(c.weight.shape)) == 1 else out["delta_weight"])),
+        out["delta_weight"].T if "square" in flags(c) else out["delta_weight"])),
     _made("wide layer reshaped, not transposed", delta_weight=lambda c, out: out["delta_weight"] if (
-        c.weight.shape[0] >= c.weight.shape[1]) else out["delta_weight"].T.reshape(c.weight.shape)),
+        "wide" not in flags(c)) else out["delta_weight"].T.reshape(c.weight.shape)),
     _made("factors multiplied in the wrong order", delta_weight=_backwards_product),
     _given("scaling r/alpha", scaling=lambda c: 1 / c.scaling),
     _given("scaling alpha, not alpha/r", scaling=lambda c: c.scaling * c.lambda_.shape[1]),
@@ -169,7 +169,7 @@ def _bases_hypothesis(name: str, fault: str) -> Hypothesis:
     def after(c: Case, _: Outputs) -> Outputs:
         dialect = fault if fault in DIALECTS else c.dialect
         kind = fault if fault in BASIS_KINDS else c.kind_of_basis
-        A, B = oracle.bases(c.seed + (fault == "seed + 1"), c.shapes, c.rank, kind, dialect, {fault})
+        A, B = oracle.bases(c.seed + (fault == "seed + 1"), c.shapes, c.rank, kind, dialect, {fault}, c.context)
         return {"A": A, "B": B}
 
     return Hypothesis(name, after=after)
@@ -192,25 +192,27 @@ def _start_hypotheses() -> Iterable[Hypothesis]:
 
 def _count_hypothesis(name: str, each: Callable[[int, tuple[int, int], int], int]) -> Hypothesis:
     def after(c: Case, _: Outputs) -> Outputs:
-        n = {shape: DIALECTS[c.dialect].terms(shape, c.rank) for shape in c.shapes}
+        rules, r = DIALECTS[c.dialect], c.rank
+        n = {shape: rules.terms(shape, r, context=c.context) for shape in c.shapes}
         most = max(n.values()) if "network" in name else 0
-        return {"num_parameters": np.asarray(sum(each(most or n[shape], shape, c.rank) for shape in c.shapes))}
+        counts = [each(most or n[shape], spec.sides(shape, rules.orientation), r) for shape in c.shapes]
+        return {"num_parameters": np.asarray(sum(counts))}
 
     return Hypothesis(name, after=after)
 
 
 # fmt: off
 COUNT: tuple[tuple[str, Callable[[int, tuple[int, int], int], int]], ...] = (
-    ("n by floor", lambda n, s, r: spec.number_of_terms(s, r, "floor") * (r + min(s))),
-    ("n by floor+1", lambda n, s, r: spec.number_of_terms(s, r, "floor+1") * (r + min(s))),
-    ("n by ceil+1", lambda n, s, r: spec.number_of_terms(s, r, "ceil+1") * (r + min(s))),
-    ("n of the whole network", lambda n, s, r: n * (r + min(s))),
-    ("n from the large side", lambda n, s, r: -(-max(s) // r) * (r + min(s))),
-    ("lambda not counted", lambda n, s, r: n * min(s)),
+    ("n by floor", lambda n, s, r: spec.number_of_terms(s, r, "floor") * (r + s[1])),
+    ("n by floor+1", lambda n, s, r: spec.number_of_terms(s, r, "floor+1") * (r + s[1])),
+    ("n by ceil+1", lambda n, s, r: spec.number_of_terms(s, r, "ceil+1") * (r + s[1])),
+    ("n of the whole network", lambda n, s, r: n * (r + s[1])),
+    ("n from the large side", lambda n, s, r: -(-s[0] // r) * (r + s[1])),
+    ("lambda not counted", lambda n, s, r: n * s[1]),
     ("gamma not counted", lambda n, s, r: n * r),
-    ("gamma on the large side", lambda n, s, r: n * (r + max(s))),
+    ("gamma on the large side", lambda n, s, r: n * (r + s[0])),
     ("gamma of length r", lambda n, s, r: n * 2 * r),
-    ("A counted as learned", lambda n, s, r: n * (r + min(s)) + r * min(s)),
+    ("A counted as learned", lambda n, s, r: n * (r + s[1]) + r * s[1]),
     ("LoRA's count, r(out + in)", lambda n, s, r: r * sum(s)),
 )
 # fmt: on

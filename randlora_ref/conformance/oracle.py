@@ -1,7 +1,7 @@
 """Bases and ranks the slow way: integers and fractions of plain Python, one entry at a time.
 
 The yardstick of the "bases" and "rank" cases, written apart from ``prng``, ``bases`` and ``rank``. ``faults`` are the
-slips that ``diagnose`` recognises; without them these are the bases of design and of PEFT 0.21.2.
+slips that ``diagnose`` recognises; without them these are the bases of design, of PEFT 0.21.2 and of the authors' code.
 """
 
 import math
@@ -58,15 +58,26 @@ def round_to(value: Fraction | float, dtype: str) -> float:
 
 
 def bases(
-    seed: int, shapes: Sequence[tuple[int, int]], rank: int, kind: Any, dialect: str, faults: Collection[str] = ()
+    seed: int,
+    shapes: Sequence[tuple[int, int]],
+    rank: int,
+    kind: Any,
+    dialect: str,
+    faults: Collection[str] = (),
+    context: int | None = None,
 ) -> tuple[Array, Array]:
     """A (r, d_max) and B (n_max, D_max, r) in float64 that holds float32 values, or PEFT's."""
-    if dialect == "peft" and "sides apart" not in faults:
-        D, d = spec.sides((max(out for out, _ in shapes), max(in_ for _, in_ in shapes)))
-    else:
-        D, d = max(max(shape) for shape in shapes), max(min(shape) for shape in shapes)
-    n = max(spec.number_of_terms(shape, rank) for shape in [(D, d), *shapes])
-    return (_peft if dialect == "peft" else _native)(seed, n, D, d, rank, kind, faults)
+    largest = max(out for out, _ in shapes), max(in_ for _, in_ in shapes)
+    apart = max(max(shape) for shape in shapes), max(min(shape) for shape in shapes)
+    n_ctx = context or 0  # nlg alone has one
+    D, d = {"paper": apart, "peft": spec.sides(largest), "official": largest[::-1], "nlg": (4 * n_ctx, n_ctx)}.get(
+        "paper" if "sides apart" in faults else dialect, largest
+    )
+    n = max(-(-min(shape) // rank) for shape in [(D, d), *shapes])
+    n = {"nlg": n_ctx // rank + 1, "vision": 1000, "kradapter": n + 1}.get(dialect, n)
+    if dialect == "paper":
+        return _native(seed, n, D, d, rank, kind, faults)
+    return _torch(seed, n, D, d, rank, kind, faults, dialect)
 
 
 def _native(seed: int, n: int, D: int, d: int, r: int, kind: Any, faults: Collection[str]) -> tuple[Array, Array]:
@@ -90,20 +101,23 @@ def _native(seed: int, n: int, D: int, d: int, r: int, kind: Any, faults: Collec
     return np.array(A), np.array(B)
 
 
-def _peft(seed: int, n: int, D: int, d: int, r: int, kind: Any, faults: Collection[str]) -> tuple[Array, Array]:
-    """PEFT 0.21.2's draws: see ``randlora_ref.bases``."""
+def _torch(
+    seed: int, n: int, D: int, d: int, r: int, kind: Any, faults: Collection[str], dialect: str
+) -> tuple[Array, Array]:
+    """The draws of PEFT 0.21.2 and, in float32, of the authors' code: see ``randlora_ref.torch_bases``."""
     words = mt19937(seed)
     uniform = [Fraction(next(words) & 0xFFFFFF, 2**24) for _ in range(r * d + D * n * r)]
-    half = "float16" if "float16" in faults else "float32" if "float32" in faults else "bfloat16"
+    half = "float16" if "float16" in faults else "float32" if dialect != "peft" or "float32" in faults else "bfloat16"
     if kind == "dense":
         a, b = uniform[: r * d], uniform[r * d :]
-        if "B first" in faults:
+        if dialect in ("nlg", "vision", "kradapter") or "B first" in faults:
             b, a = uniform[: D * n * r], uniform[D * n * r :]
-        A = np.array(_kaiming(a, d, half, faults)).reshape(r, d)
-        flat = np.array(_kaiming(b, r, half, faults))
+        fan_in = (r * d, D * r) if dialect == "kradapter" else (d, r)
+        A = np.array(_kaiming(a, fan_in[0], half, faults)).reshape(r, d)
+        flat = np.array(_kaiming(b, fan_in[1], half, faults))
         B = flat.reshape(D, n, r).transpose(1, 0, 2) if "B at once" in faults else flat.reshape(n, D, r)
     else:
-        half, p = "float32", {"sparse": 1 / 6, "very_sparse": 1 / (2 * math.sqrt(d))}[kind]
+        half, p = "float32", {"sparse": 1 / 6, "very_sparse": 1 / (2 * math.sqrt(min(D, d)))}[kind]
         if kind == "very_sparse" and "s = sqrt(D)" in faults:
             p = 1 / math.sqrt(D)
         low, high = round_to(p, half), round_to(1 - p, half)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from ..dialects import get_dialect
 from ..rank.exact import Progress
 from ..spec import number_of_terms
 from .cases import Case, random_case
@@ -25,22 +24,27 @@ CROSSED = LAYER[0]  # the hypothesis of crosswise pairing
 
 
 def check_peft(
-    dialect: str = "peft", count: int = RANDOM_LAYERS, seed: int = 0, progress: Progress | None = None, **options: Any
+    dialect: str | None = None,
+    count: int = RANDOM_LAYERS,
+    seed: int = 0,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> Report:
-    """The installed PEFT on ``count`` random layers in float32 and float64, read as ``dialect`` has them.
+    """The installed PEFT on the stored vectors and ``count`` random layers in float32 and float64.
 
-    Under dialect "peft" on the stored vectors as well; what it fails there for a known reason is listed in
-    ``details["known"]``, and a known failure that passes is one in ``details["unexpected"]``, and fails the check.
-    ``options`` are ``check``'s kinds and dtype.
+    With a ``dialect`` on its cases and layers. Without, on PEFT's layers and all that is stored but others' bases and
+    starts; what it fails there for a known reason is listed in ``details["known"]``, and a known failure that passes is
+    one in ``details["unexpected"]``, and fails the check. ``options`` are ``check``'s kinds and dtype.
     """
-    versions, native = installed(), get_dialect(dialect).name == "peft"
+    versions = installed()
+    cases = [random_case(index, seed, dialect or "peft") for index in range(count)]
     others = ("paper", "bases"), ("paper", "start")
-    cases = [random_case(index, seed, dialect) for index in range(count)]
-    cases += [case for case in stored_cases() if native and (case.dialect, case.kind) not in others]
-    chosen = choose(options.get("kinds"), cases, options.get("dtype"))
-    target = "peft" if native else f"peft --dialect {dialect}"
-    report = check(run_peft, cases=chosen, target=target, progress=progress, **options)
-    asked = chosen if native and not options.get("dtype") else ()
+    stored = stored_cases() if dialect else choose(None, None, None)
+    cases += [case for case in stored if dialect or (case.dialect, case.kind) not in others]
+    options |= {"dtype": options.get("dtype"), "dialect": dialect}
+    chosen = choose(options.get("kinds"), cases, options["dtype"], dialect)
+    report = check(run_peft, cases=chosen, target="peft", progress=progress, **options)
+    asked = () if dialect or options["dtype"] else chosen
     known = {case.id: reason for case in asked if (reason := known_of_peft(case))}
     failed = {failure.case.id for failure in report.failures}
     failures = tuple(failure for failure in report.failures if failure.case.id not in known)

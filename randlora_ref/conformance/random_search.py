@@ -1,5 +1,6 @@
 """A random search by hypothesis: small exact layers, shrunk to a smallest one that fails."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from time import perf_counter
@@ -7,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from ..dialects import Dialect, get_dialect
 from ..rank.exact import Progress
 from ..spec import SPEC_VERSION
 from .cases import Case, draw_layer, with_mask
 from .compare import Verdict
-from .report import Implementation, Report, choose, name_of, report_of, run_case
+from .report import Implementation, Report, choose, name_of, named_target, report_of, run_case
 
 EXACT_IN = ("float64", "float32")  # what holds the results of these layers
 
@@ -25,12 +27,15 @@ def search(
     kinds: Any = None,
     dtype: str | None = None,
     progress: Progress | None = None,
+    dialect: str | None = None,
 ) -> Report:
     """``check`` on ``count`` random layers, and on the smallest that fails if one does; the report names ``seed``."""
     import hypothesis
     from hypothesis import strategies as st
 
-    begin, target = perf_counter(), target or name_of(implementation)
+    begin, target = perf_counter(), named_target(target or name_of(implementation), dialect)
+    rules = get_dialect("paper" if dialect is None else dialect)
+    pairings = ["literal", "crossed"] if dialect is None else [rules.pairing]
     verdicts: list[Verdict] = []
 
     @hypothesis.seed(seed)
@@ -40,7 +45,7 @@ def search(
     )  # fmt: skip
     @hypothesis.given(st.data())
     def one(data: Any) -> None:
-        (case,) = choose(kinds, [_draw(data.draw, st, seed, dtype)], dtype)
+        (case,) = choose(kinds, [_draw(data.draw, st, seed, dtype, rules, pairings)], dtype, dialect)
         verdicts.append(run_case(implementation, case, dtype))
         if progress is not None:
             progress(f"random layer {len(verdicts)}", min(1.0, len(verdicts) / count))
@@ -60,8 +65,8 @@ class _FoundError(Exception):
     """A failing case was found."""
 
 
-def _draw(draw: Any, st: Any, seed: int, dtype: str | None) -> Case:
-    """A small layer of integers; everything shrinks: sizes to 1, each array to zeros, then ones."""
+def _draw(draw: Any, st: Any, seed: int, dtype: str | None, rules: Dialect, pairings: Sequence[str]) -> Case:
+    """A small layer of integers by ``rules``; everything shrinks: sizes to 1, each array to zeros, then ones."""
     out_features, in_features, r, entries = (draw(st.integers(1, most)) for most in (6, 6, 3, 6))
 
     def array(most: int, size: tuple[int, ...]) -> Any:
@@ -69,11 +74,14 @@ def _draw(draw: Any, st: Any, seed: int, dtype: str | None) -> Case:
         rng = np.random.default_rng([entries, fill, *size])
         return (rng.integers(-most, most + 1, size) if fill > 1 else np.full(size, fill)).astype(np.float64)
 
-    scaling, form = float(draw(st.sampled_from([1, 2, 4]))), draw(st.sampled_from(["plain", "masked", "merged"]))
+    context = draw(st.integers(1, 6)) if rules.counted_side == "context" else None
+    scaling = float(draw(st.sampled_from([1] if rules.scaling_rule == "1" else [1, 2, 4])))
+    form = draw(st.sampled_from(["plain", "masked", "merged"]))
     case = draw_layer(
         f"search-{seed}", (out_features, in_features), r, draw(st.sampled_from([(1,), (2,), (), (0,), (2, 2)])),
         (draw(st.integers(0, 2)), draw(st.integers(0, 2)), draw(st.integers(0, 2))), array,
-        pairing=draw(st.sampled_from(["literal", "crossed"])), scaling=scaling, alpha=scaling * r,
+        n=rules.terms((out_features, in_features), r, context=context), orientation=rules.orientation,
+        pairing=draw(st.sampled_from(pairings)), scaling=scaling, alpha=scaling * r,
         tier="exact" if dtype is None or dtype in EXACT_IN else "real", exact_in=EXACT_IN,
         merged=form == "merged", fan_in_fan_out=draw(st.booleans()), **draw(st.sampled_from([{"bias": None}, {}])),
     )  # fmt: skip

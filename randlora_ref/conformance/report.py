@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..rank.exact import Progress
-from .cases import KINDS, Case
+from .cases import KINDS, Case, of_dialect
 from .compare import MISSING, Absent, Mismatch, Verdict, judge
 from .diagnose import diagnose
 from .vectors import stored_cases
@@ -117,16 +117,18 @@ def check(
     dtype: str | None = None,
     target: str | None = None,
     progress: Progress | None = None,
+    dialect: str | None = None,
 ) -> Report:
     """Compare ``implementation(case) -> {name: array}`` with the specification on ``cases`` (None: the stored vectors).
 
-    ``kinds`` keeps some of "layer", "bases", "start", "count", "rank", "block". ``dtype`` declares a lower precision,
-    such as "bfloat16": the cases are rounded to it first. Blocks are left out below float32, where no limit would part
-    right from wrong. ``progress(case, part)`` is called as work goes on.
-    Raises ValueError for an unknown kind or dtype, or if no case is left.
+    ``dialect`` keeps those that its own code computes as they ask for it; None, of the stored ones, those of paper and
+    PEFT. ``kinds`` keeps some of "layer", "bases", "start", "count", "rank", "block". ``dtype`` declares a lower
+    precision, such as "bfloat16": the cases are rounded to it first, starts compared in it. Blocks are left out below
+    float32, where no limit would part right from wrong. ``progress(case, part)`` is called as work goes on.
+    Raises ValueError for an unknown kind, dtype or dialect, or if no case is left.
     """
-    begin, target = perf_counter(), target or name_of(implementation)
-    chosen, verdicts = choose(kinds, cases, dtype), []
+    begin, target = perf_counter(), named_target(target or name_of(implementation), dialect)
+    chosen, verdicts = choose(kinds, cases, dtype, dialect), []
     for done, case in enumerate(chosen, 1):
         verdicts.append(run_case(implementation, case, dtype))
         if progress is not None:
@@ -134,13 +136,24 @@ def check(
     return report_of(verdicts, target, dtype, perf_counter() - begin)
 
 
-def choose(kinds: Iterable[str] | None, cases: Iterable[Case] | None, dtype: str | None) -> Sequence[Case]:
-    """The cases of these kinds (None: the stored vectors, all kinds), rounded to ``dtype`` if one is declared."""
+def named_target(target: str, dialect: str | None) -> str:
+    """A target as the command takes it, with the dialect that it is held to."""
+    return target if dialect is None else f"{target} --dialect {dialect}"
+
+
+def choose(
+    kinds: Iterable[str] | None, cases: Iterable[Case] | None, dtype: str | None, dialect: str | None = None
+) -> Sequence[Case]:
+    """``check``'s cases of these kinds (None: all) and this dialect, rounded to ``dtype`` if one is declared."""
     wanted = tuple(KINDS) if kinds is None else (kinds,) if isinstance(kinds, str) else tuple(kinds)
     for kind in wanted:
         if kind not in KINDS:
             raise ValueError(f"kinds: {kind!r}; it must be some of {', '.join(KINDS)}")
-    chosen = [case for case in (stored_cases() if cases is None else cases) if case.kind in wanted]
+    if dialect is not None:
+        cases = of_dialect(stored_cases() if cases is None else cases, dialect)
+    elif cases is None:
+        cases = [case for case in stored_cases() if case.dialect in ("paper", "peft")]
+    chosen = [case for case in cases if case.kind in wanted]
     if dtype is not None:
         layers = [case for case in chosen if case.kind == "layer" and (case.tier == "real" or dtype in case.exact_in)]
         layers += [case for case in chosen if case.kind == "block" and dtype in ("float32", "float64")]

@@ -17,7 +17,8 @@ from .cases import Case
 
 def reference(case: Case) -> Mapping[str, Any]:
     """The package's own answer to a case."""
-    factors, dialect = (case.A, case.B, case.lambda_, case.gamma), get_dialect(case.dialect)
+    factors = case.A, case.B, case.lambda_, case.gamma
+    dialect = replace(get_dialect(case.dialect), context=case.context)
     if case.kind == "layer":
         layer = _layer(case, case.weight.shape, *factors)
         y, cache = layer.forward(case.x, case.weight, case.bias, dropout_mask=case.dropout_mask)
@@ -38,9 +39,10 @@ def reference(case: Case) -> Mapping[str, Any]:
 
 
 def _layer(case: Case, shape: tuple[int, int], A: Any, B: Any, lambda_: Any, gamma: Any) -> RandLoRA:
+    rules = replace(DIALECTS["paper"], pairing=case.pairing, orientation=case.orientation)
     return RandLoRA(
         out_features=shape[0], in_features=shape[1], rank=lambda_.shape[1], bases=Bases(A, B), lambda_=lambda_,
-        gamma=gamma, scaling=case.scaling, dialect=replace(DIALECTS["paper"], pairing=case.pairing),
+        gamma=gamma, scaling=case.scaling, dialect=rules,
     )  # fmt: skip
 
 

@@ -12,18 +12,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from .. import checks, nn
-from ..spec import sides
+from ..dialects import DIALECTS
+from ..spec import Orientation, sides
 from .cases import ARRAYS, BASIS_KINDS, KINDS, Case, each
 
 Array = Any
 FORMAT, VERSION = "randlora-vectors", 1
 STORED = Path(__file__).parent.parent / "vectors" / "v1"
-FILES = tuple(f"{name}.json" for name in ("layer-exact", "layer-real", *KINDS[1:], "layer-dropout"))
+FILES = tuple(f"{name}.json" for name in ("layer-exact", "layer-real", *KINDS[1:], "layer-dropout", "dialects"))
 MOST_BYTES = 1 << 24  # of one file or line
 MOST_ENTRIES = 1 << 20  # of one array
 SHOWN, TOLD = 60, 160  # characters of a bad value, of a reason
@@ -36,6 +37,8 @@ SCALARS = {
     "count": ("dialect", "shapes", "rank"),
     "block": ("block", "causal", "attention_mask", "rope_theta", "pairing", "scaling", "dtype"),
 }
+
+OPTIONAL = {"layer": ("dialect", "orientation")} | dict.fromkeys(("bases", "start", "count"), ("context",))
 
 
 def parse(text: bytes | str, where: str) -> Any:
@@ -94,6 +97,7 @@ def case_to_json(case: Case) -> dict[str, Any]:
     """What an implementation is given of a case; the expected results are no part of it."""
     dtype = "int" if case.tier == "exact" else case.dtype
     given = {name: getattr(case, name) for name in SCALARS[case.kind]}
+    given |= {name: x for name in OPTIONAL.get(case.kind, ()) if (x := getattr(case, name)) != getattr(Case, name)}
     if case.block is not None:
         given["block"] = asdict(case.block) | {"biases": sorted(case.block.biases)}
     given |= {name: each(lambda x: encode(x, dtype), x) for name, x in case.given.items()}
@@ -120,9 +124,10 @@ def _case(value: Any) -> Case:
     if not head <= set(value) <= head | {"expected", "intermediate", "gauge"} or value["tier"] not in ("exact", "real"):
         raise ValueError(f"{str(value)[:SHOWN]!r}; it must be an object of {', '.join(sorted(head))}")
     kind, given = value["kind"], value["given"]
-    if not set(SCALARS[kind]) <= set(given) <= {*SCALARS[kind], *ARRAYS}:
+    known = {*SCALARS[kind], *OPTIONAL.get(kind, ())}
+    if not set(SCALARS[kind]) <= set(given) <= known | {*ARRAYS}:
         raise ValueError(f"given {sorted(given)}; it must hold {', '.join(SCALARS[kind])} and the arrays")
-    scalars = {name: _scalar(name, given[name]) for name in SCALARS[kind]}
+    scalars = {name: _scalar(name, given[name]) for name in known & set(given)}
     arrays = {name: _array(name, x, scalars.get("dtype")) for name, x in given.items() if name in ARRAYS}
     texts: dict[str, Any] = {name: tuple(map(str, value[name])) for name in ("notes", "exact_in")}
     texts |= {name: str(value[name]) for name in ("id", "kind", "tier", "clause")}
@@ -160,7 +165,9 @@ def _scalar(name: str, value: Any) -> Any:
         "kind_of_basis": value in BASIS_KINDS or (number and value >= 2),
         "pairing": value in ("literal", "crossed"),
         "dtype": value in tuple(WORDS),
-        "dialect": value in ("paper", "peft"),
+        "dialect": value in tuple(DIALECTS),
+        "orientation": value in get_args(Orientation),
+        "context": type(value) is int and 0 < value < 2**31,
         "attention_mask": name != "attention_mask" or all(type(k) is int and k in (0, 1) for row in value for k in row),
         "block": name != "block" or all(type(value[choice]) is bool for choice in ("centred", "fused", "gated")),
     }
@@ -179,18 +186,21 @@ def _fits(case: Case) -> bool:
     if case.kind == "block":
         return _block_fits(case)
     if case.kind != "layer":
-        return True
+        return DIALECTS[case.dialect].counted_side == "d" or case.context is not None
     (out_features, in_features), lead = case.weight.shape, x.shape[:-1]
     sizes = {"x": (*lead, in_features), "dropout_mask": (*lead, in_features)}
     sizes |= {"dy": (*lead, out_features), "bias": (out_features,)}
     given = {name: part.shape for name, part in case.given.items() if name in sizes}
     fit = {"dy"} <= given.keys() and given.items() <= sizes.items() and not (case.merged and "dropout_mask" in given)
-    return fit and _factors_fit(*factors, (out_features, in_features))
+    return fit and _factors_fit(*factors, (out_features, in_features), case.orientation)
 
 
-def _factors_fit(A: Array, B: Array, lambda_: Array, gamma: Array, shape: tuple[int, int]) -> bool:
+def _factors_fit(
+    A: Array, B: Array, lambda_: Array, gamma: Array, shape: tuple[int, int], orientation: Orientation = "paper"
+) -> bool:
     """Whether these are factors of a layer of ``shape`` (out, in)."""
-    (n, r), (D, d), (rank, d_max), (n_max, D_max, columns) = lambda_.shape, sides(shape), A.shape, B.shape
+    (n, r), (D, d) = lambda_.shape, sides(shape, orientation)
+    (rank, d_max), (n_max, D_max, columns) = A.shape, B.shape
     fit = gamma.shape == (n, d) and n * r > 0 and rank == r == columns
     return bool(fit and d_max >= d and n_max >= n and D_max >= D)
 

@@ -20,7 +20,7 @@ from .vectors import results_file, stored_cases
 
 def find_case(id_: str) -> Case:
     """A stored case by its id, or one of the random ones. ValueError for an id that is neither."""
-    if match := re.fullmatch(r"random-(paper|peft)-(\d{1,20})-(\d{1,9})", id_):
+    if match := re.fullmatch(r"random-(\w+)-(\d{1,20})-(\d{1,9})", id_):
         return random_case(int(match[3]), int(match[2]), match[1])
     stored = {case.id: case for case in stored_cases()}
     if id_ in stored:
@@ -35,24 +35,25 @@ def check_target(
     kinds: Iterable[str] | None = None,
     dtype: str | None = None,
     case: str | None = None,
-    dialect: str = "peft",
+    dialect: str | None = None,
     random: int = 0,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Report:
     """Check "peft", "module:function", a results file (….json), or the program of ``command``.
 
-    ``case`` checks that one alone; ``random`` searches that many random layers instead of the stored vectors; PEFT is
-    checked on both. ValueError for a target that is not there, and for ``case`` and ``random`` together.
+    ``dialect`` keeps the cases that its own code computes, and gives random layers its rules. ``case`` checks that one
+    alone; ``random`` searches that many random layers instead of the stored vectors; PEFT is checked on both.
+    ValueError for a target that is not there, an unknown dialect, and for ``case`` and ``random`` together.
     """
     if (target is None) == (command is None):
         raise ValueError("target: give one of peft, module:function, a results file, or a command")
     if case is not None and random:
         raise ValueError(f"case: {case!r} with {random} random layers; it must be one of the two")
     cases = None if case is None else [find_case(case)]
-    options: dict[str, Any] = {"kinds": kinds, "dtype": dtype, "progress": progress}
+    options: dict[str, Any] = {"kinds": kinds, "dtype": dtype, "dialect": dialect, "progress": progress}
     if target == "peft" and cases is None:
-        return check_peft(dialect, random or RANDOM_LAYERS, seed, **options)
+        return check_peft(count=random or RANDOM_LAYERS, seed=seed, **options)
     name = target or f"--exec {shlex.quote(command or '')}"
     with contextlib.nullcontext(implementation(target)) if target is not None else Program(command or "") as run:
         if random:
@@ -89,15 +90,20 @@ def load_function(target: str) -> Implementation:
     return found  # type: ignore[no-any-return]
 
 
-def pytest_cases(implementation: Implementation, kinds: Iterable[str] | None = None, dtype: str | None = None) -> Any:
-    """A parametrised pytest test, one for each stored case: ``test_randlora = pytest_cases(my_function)``."""
+def pytest_cases(
+    implementation: Implementation,
+    kinds: Iterable[str] | None = None,
+    dtype: str | None = None,
+    dialect: str | None = None,
+) -> Any:
+    """A parametrised pytest test, one for each of ``check``'s cases: ``test_randlora = pytest_cases(my_function)``."""
     import pytest
 
-    cases = choose(kinds, None, dtype)
+    cases = choose(kinds, None, dtype, dialect)
 
     @pytest.mark.parametrize("case", cases, ids=[case.id for case in cases])
     def test(case: Case) -> None:
-        report = check(implementation, cases=[case], dtype=dtype)
+        report = check(implementation, cases=[case], dtype=dtype, dialect=dialect)
         if report.at_fault:
             pytest.fail("\n".join(report.lines()), pytrace=False)
         if report.absent:

@@ -52,7 +52,8 @@ def expected(case: dict[str, Any]) -> dict[str, Array]:
     arguments = {name: x for name, x in case.items() if name not in ("dy", "bias")}
     y = spec.forward(bias=case["bias"], **arguments)
     gradients = spec.backward(dy=case["dy"], **arguments)
-    update = spec.delta_weight(shape=case["weight"].shape, **{name: case[name] for name in UPDATE})
+    own = {name: case[name] for name in (*UPDATE, "orientation") if name in case}
+    update = spec.delta_weight(shape=case["weight"].shape, **own)
     return {"y": y, "delta_weight": update, **gradients._asdict()}
 
 

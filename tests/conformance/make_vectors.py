@@ -26,6 +26,7 @@ from randlora_ref import spec
 from randlora_ref.conformance import answers, oracle, vectors
 from randlora_ref.conformance.answers import expected
 from randlora_ref.conformance.cases import Case, flags
+from randlora_ref.dialects import DIALECTS
 
 Array = Any
 DIGITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
@@ -45,8 +46,14 @@ NOTES = {
     "empty batch": "no rows: every gradient of a learned value is zero",
     "start": "Λ = 0: ΔW = 0 and the gradient of Γ is exactly zero",
     "zero cotangent": "dy = 0: every gradient is zero",
+    "square transposed": "the authors' CLIP and GPT-2 code: a square layer takes the transpose of the sum",
+    "reshaped": "the authors' GPT-2 code, out > in: ΔW[o, i] is number i·out + o of the sum M (D, d) in C order",
+    "never transposed": "KRAdapter, out < in: the sum itself, Γ (n, in) on the longer side",
+    "over root n": "alpha is s·r·√n, the authors' rule; s stands in scaling all the same",
     "no bias": "a layer without bias",
     "inflated": "layers of several shapes share bases of the largest sides; PEFT takes the maximum of (out, in) first",
+    "unsorted sides": "A is wider than B_j is high; the official code draws such bases, then its layer raises",
+    "context": "the network's context length c sets n = c // r + 1, and the bases' sides 4c and c",
     "deficient": "the rank is smaller than d, for a reason that the factors show",
     "dropout": "the mask is on the adapter's x alone, so on its part of dx and on G: not on x W0ᵀ, not on y",
     "causal": "token t sees tokens 1 … t",
@@ -75,14 +82,16 @@ def layer(
     bases: str | None = None,
     terms: int | None = None,
     dropped: int = 0,
+    orientation: spec.Orientation = "paper",
+    context: int | None = None,
     **changes: Any,
 ) -> Case:
     """A layer case; exact unless ``bases`` names a dialect's kind of bases, such as "peft dense".
 
     ``dropped``: one entry of x in so many is dropped.
     """
-    s, D, d = Stream(stream), max(shape), min(shape)
-    n = terms or -(-d // r)
+    s, (D, d) = Stream(stream), spec.sides(shape, orientation)
+    n = terms or -(-min(shape) // r)
     sizes = {"x": (*lead, shape[1]), "weight": shape, "bias": shape[:1], "lambda_": (n, r), "gamma": (n, d)}
     sizes |= {"dy": (*lead, shape[0])}
     if bases is None:
@@ -92,12 +101,14 @@ def layer(
     else:
         given = {name: s.reals(dtype, *size) for name, size in sizes.items()}
         dialect, kind = bases.split()
-        A, B = oracle.bases(stream, [(D + pad[2], d + pad[0])], r, kind, dialect)
+        largest = (D + pad[2], d + pad[0]) if dialect != "official" else (d + pad[0], D + pad[2])
+        A, B = oracle.bases(stream, [largest], r, kind, dialect, context=context)
         A, B = A.astype(dtype), B[: n + pad[1]].astype(dtype)
     tier: Any = "real" if bases else "exact"
     case = Case(
         id=id_, kind="layer", tier=tier, pairing=pairing, scaling=scaling, alpha=scaling * r, dtype=dtype,
-        clause="spec.delta_weight, spec.forward, spec.backward; §4.1, Eq. 4", A=A, B=B, **given,
+        orientation=orientation, A=A, B=B, **given,
+        clause="spec.delta_weight, spec.forward, spec.backward; §4.1, Eq. 4",
     )  # fmt: skip
     if dropped:
         kept = s.integers(0, dropped - 1, *case.x.shape) != 0
@@ -250,6 +261,97 @@ def other_cases() -> Iterator[Case]:
         )  # fmt: skip
 
 
+def dialect_cases() -> Iterator[Case]:
+    """What only one of the authors' code bases has: layers, bases, starts and counts."""
+    yield from dialect_layers()
+    sets: list[tuple[str, int, tuple[tuple[int, int], ...], int, int | None]] = [
+        ("official", 8539, ((3, 5),), 2, None),
+        ("official", 63098, ((4, 4), (3, 9)), 3, None),
+        ("official", 2**32 + 7, ((6, 4), (3, 5)), 2, None),
+        ("nlg", 69196, ((5, 5),), 2, 5),
+        ("nlg", 8, ((24, 6), (6, 24)), 3, 6),
+        ("nlg", 2**63, ((3, 3),), 5, 4),
+        ("vision", 1, ((3, 2),), 1, None),
+        ("vision", 7, ((2, 3), (4, 2)), 1, None),
+        ("kradapter", 42, ((5, 4),), 2, None),
+        ("kradapter", 3, ((3, 7),), 2, None),
+        ("kradapter", 2**40, ((4, 4),), 3, None),
+    ]
+    rows = [(kind, *row) for row in sets for kind in ("dense", "sparse", "very_sparse")]
+    rows = [row for row in rows if row[0] == "dense" or row[1] == "official"]
+    for number, (kind, name, seed, shapes, r, context) in enumerate(rows, 1):
+        A, B = oracle.bases(seed, shapes, r, "dense", name, context=context)
+        holds = {"context": context, "inflated": len(shapes) > 1, "unsorted sides": A.shape[1] > B.shape[1]}
+        case = Case(
+            id=f"dialects-bases-{number:03}-{name}-{kind}", kind="bases", dialect=name, seed=seed, shapes=shapes,
+            rank=r, kind_of_basis=kind, context=context, clause="bases; §C.5.1", dtype="float32",
+            notes=tuple(flag for flag, value in holds.items() if value),
+        )  # fmt: skip
+        yield replace(case, seed=next(s for s in range(seed, seed + 99) if has_deviation(case, s)))
+    starts: dict[str, list[tuple[tuple[int, int], int, int | None]]] = {
+        "official": [((3, 8), 1, None), ((4, 4), 6, None), ((3, 5), 2, None)],
+        "nlg": [((5, 5), 2, 7), ((3, 12), 1, 5), ((12, 4), 3, 4)],
+        "vision": [((5, 3), 2, None), ((4, 4), 6, None), ((8, 3), 1, None)],
+        "kradapter": [((5, 3), 2, None), ((3, 7), 2, None), ((4, 4), 6, None)],
+    }
+    rows_of_starts = [(name, *row) for name, some in starts.items() for row in some]
+    for number, (name, shape, r, context) in enumerate(rows_of_starts, 1):
+        yield Case(
+            id=f"dialects-start-{number:03}-{name}", kind="start", dialect=name, shape=shape, rank=r, context=context,
+            clause="dialects; ΔW = 0", notes=("context",) if context else (),
+        )  # fmt: skip
+    networks = [((768, 768),), ((3072, 768), (768, 3072)), ((1024, 3584), (256, 1024)), ((7, 5),)]
+    counts = [(name, shapes, r) for name in starts for shapes in networks for r in (1, 32, 60)]
+    for number, (name, shapes, r) in enumerate(counts, 1):
+        yield Case(
+            id=f"dialects-count-{number:03}-{name}", kind="count", dialect=name, shapes=shapes, rank=r,
+            context=1024 if name == "nlg" else None, clause="spec.number_of_terms; §4.1",
+            notes=("context",) if name == "nlg" else ("ragged",) if any(min(s) % r for s in shapes) else (),
+        )  # fmt: skip
+
+
+def dialect_layers() -> Iterator[Case]:
+    """Layers whose ΔW is no M nor Mᵀ by the paper's rule, and of official with α/(r√n), n a square or s given."""
+    rows: list[tuple[str, str, tuple[int, int], int, int, dict[str, Any]]] = [
+        ("vision", "square", (4, 4), 2, 3, {}),
+        ("vision", "square-ragged", (5, 5), 2, 3, {"scaling": 2, "pad": (1, 2, 1)}),
+        ("vision", "square-merged", (6, 6), 4, 2, {"merged": True}),
+        ("vision", "square-dropped", (4, 4), 3, 2, {"dropped": 2, "fan_in_fan_out": True}),
+        ("nlg", "square", (4, 4), 2, 3, {"scaling": 2}),
+        ("nlg", "square-few-terms", (6, 6), 2, 2, {"bias": None}),
+        ("nlg", "tall", (6, 3), 2, 3, {"fan_in_fan_out": True}),
+        ("nlg", "tall-ragged", (7, 4), 3, 2, {"scaling": 2, "pad": (1, 1, 2)}),
+        ("nlg", "tall-blocks", (8, 2), 2, 4, {"lead": (2, 2)}),
+        ("nlg", "tall-dropped", (5, 4), 2, 3, {"dropped": 2}),
+        ("nlg", "tall-merged", (5, 3), 2, 2, {"merged": True, "fan_in_fan_out": True}),
+        ("kradapter", "wide", (3, 5), 2, 3, {}),
+        ("kradapter", "wide-divided", (4, 7), 2, 3, {"lead": (2, 2), "pad": (2, 1, 1)}),
+        ("kradapter", "wide-over-ranked", (2, 6), 3, 2, {"bias": None}),
+        ("kradapter", "wide-dropped", (3, 4), 2, 3, {"dropped": 2}),
+        ("official", "tall-four-terms", (9, 8), 2, 4, {"scaling": 2}),
+        ("official", "wide-four-terms", (4, 6), 1, 4, {"scaling": 4, "lead": ()}),
+        ("official", "square-given", (5, 5), 2, 3, {"scaling": 2, "alpha": None}),
+        ("vision", "square", (5, 5), 2, 3, {"scaling": 0.5, "bases": "vision dense"}),
+        ("nlg", "square", (4, 4), 3, 2, {"alpha": 128, "bases": "nlg dense", "context": 4}),
+        ("nlg", "tall", (6, 4), 2, 3, {"alpha": 4, "bases": "nlg dense", "context": 4, "dtype": "float32"}),
+        ("nlg", "tall-of-wider-bases", (8, 3), 2, 3, {"alpha": 4, "bases": "nlg dense", "context": 4}),
+        ("kradapter", "wide", (3, 6), 2, 3, {"bases": "kradapter dense"}),
+        ("kradapter", "wide", (4, 5), 2, 3, {"bases": "kradapter dense", "dtype": "float32"}),
+        ("official", "tall", (7, 5), 2, 3, {"alpha": 64, "bases": "official dense"}),
+        ("official", "wide", (4, 6), 3, 2, {"alpha": 64, "bases": "official sparse"}),
+    ]
+    for number, (name, what, shape, r, n, options) in enumerate(rows, 1):
+        rules = DIALECTS[name]
+        scaling = rules.scaling(r, n, options["alpha"]) if options.get("alpha") else options.get("scaling", 1)
+        alpha = next((a for a in range(1, 65) if rules.scaling(r, n, a) == scaling and name != "kradapter"), None)
+        given = {"alpha": alpha, "terms": n, **options, "scaling": scaling}
+        tier = "real" if "bases" in options else "exact"
+        yield layer(
+            f"dialects-layer-{number:03}-{name}-{what}-{tier}", 600 + number, shape, r, rules.pairing, dialect=name,
+            orientation=rules.orientation, **given,
+        )  # fmt: skip
+
+
 def has_deviation(case: Case, seed: int) -> bool:
     """Whether PEFT can divide by the deviation: a small ternary A may be all zero."""
     try:
@@ -321,7 +423,7 @@ def full_json(case: Case) -> dict[str, Any]:
             out["gauge"] = {name: vectors.encode(to_float64(gauge[name]), dtype) for name in case.wanted}
         else:
             n = len(case.lambda_)
-            A, B = spec.layer_bases(case.A, case.B, n, case.weight.shape)
+            A, B = spec.layer_bases(case.A, case.B, n, case.weight.shape, case.orientation)
             paired = np.stack([spec.term_basis(B, j, case.pairing) for j in range(n)])
             scaled = case.lambda_[:, :, None] * spec.khatri_rao(A, case.gamma)
             out["intermediate"] = {"B_paired": vectors.encode(paired), "lambda_A_gamma": vectors.encode(scaled)}
@@ -347,16 +449,16 @@ def files() -> dict[str, str]:
     exact, real, other = list(exact_cases()), list(real_cases()), list(other_cases())
     dropout, block = list(dropout_cases()), list(block_cases.block_cases())
     cases = {"layer-exact.json": exact, "layer-real.json": real, "rank.json": list(rank_cases())}
-    cases |= {"layer-dropout.json": dropout, "block.json": block}
+    cases |= {"layer-dropout.json": dropout, "block.json": block, "dialects.json": list(dialect_cases())}
     cases |= {f"{kind}.json": [c for c in other if c.kind == kind] for kind in ("bases", "start", "count")}
     texts = {name: as_text("cases", [full_json(case) for case in some]) for name, some in cases.items()}
     negatives = negative_cases(exact[0], real[0], full_json(exact[0]))
     texts["negative.json"] = as_text("cases", negatives)
-    exact += [case for case in dropout if case.tier == "exact"]
-    summed = vectors.exact_digest((c.id, {k: v for k, v in answers.layer(c).items() if k in c.wanted}) for c in exact)
+    summed = exact + [case for case in dropout if case.tier == "exact"]
+    results = ((c.id, {k: v for k, v in answers.layer(c).items() if k in c.wanted}) for c in summed)
     manifest = {
         "format": vectors.FORMAT, "version": vectors.VERSION, "spec_version": spec.SPEC_VERSION, "license": "CC0-1.0",
-        "exact_sha256": summed,
+        "exact_sha256": vectors.exact_digest(results),
         "files": {
             name: {"sha256": hashlib.sha256(text.encode()).hexdigest(), "cases": len(cases.get(name, negatives))}
             for name, text in sorted(texts.items())

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import statistics
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,11 +22,13 @@ from randlora_ref.conformance import (
     exact_digest,
     expected,
     find_case,
+    oracle,
     reference,
     stored_cases,
     write_vectors,
 )
 from randlora_ref.conformance import vectors as v
+from randlora_ref.conformance.report import choose
 
 FOLDER = v.STORED
 SCHEMA = json.loads((FOLDER / "schema.json").read_text())
@@ -53,9 +56,9 @@ def test_they_are_what_the_generator_writes() -> None:
 def test_published_files_keep_their_bytes() -> None:
     """Cases are appended in files of their own: an id, and the file it was published in, keeps its meaning."""
     published = {
-        "bases": "e3f22ea75dc17ca2", "count": "8f185f0aec1d9dde", "layer-exact": "41d6d03a67bfa347",
-        "layer-real": "2787b0399da16566", "negative": "8350c98befd0432e", "rank": "9c2aed9b9912a0e1",
-        "start": "634bb13e59a497b2",
+        "bases": "e3f22ea75dc17ca2", "block": "d63305e31c5645e4", "count": "8f185f0aec1d9dde",
+        "layer-dropout": "cd55d8aa79d6f23b", "layer-exact": "41d6d03a67bfa347", "layer-real": "2787b0399da16566",
+        "negative": "8350c98befd0432e", "rank": "9c2aed9b9912a0e1", "start": "634bb13e59a497b2",
     }  # fmt: skip
     for name, digest in published.items():
         assert hashlib.sha256((FOLDER / f"{name}.json").read_bytes()).hexdigest().startswith(digest), name
@@ -67,6 +70,8 @@ def test_size_and_ids() -> None:
     assert len(lines) == len(RAW) == len(stored_cases())  # ids are unique
     assert statistics.median(map(len, lines)) < 4096
     assert (FOLDER / "block.json").stat().st_size < 150_000
+    for name, row in json.loads((FOLDER / "MANIFEST.json").read_text())["files"].items():
+        assert row["cases"] == len(json.loads((FOLDER / name).read_text())["cases"]), name
 
 
 def test_every_file_and_a_request_keep_to_the_schema() -> None:
@@ -75,7 +80,8 @@ def test_every_file_and_a_request_keep_to_the_schema() -> None:
     for path in FOLDER.glob("*.json"):
         if path.name != "schema.json":
             validator.validate(json.loads(path.read_text()))
-    for name in ("exact-001-hand-3x2", "dropout-001-tall-literal", "block-002-llama"):
+    new = [case.id for case in stored_cases() if case.id.startswith("dialects-")]
+    for name in ("exact-001-hand-3x2", "dropout-001-tall-literal", "block-002-llama", "random-nlg-0-2", *new):
         request = {"version": 1, "case": v.case_to_json(find_case(name))}
         validator.validate(json.loads(json.dumps(request)))
     validator.validate({"id": "a", "unsupported": "why"})
@@ -128,7 +134,15 @@ PLACES = {  # a place in a stored case, and what must not be there
         ("x dy", v.encode(np.ones((3, 2, 6)))),
         ("x", v.encode(np.ones((6, 6)))),
     ],
-    "block-004-clip": [("rope_theta", 10.0)],  # its heads have three coordinates
+    "dialects-layer-001-vision-square-exact": [
+        *(("orientation", value) for value in ("transposed", None, 1, [])),
+        *(("dialect", value) for value in ("lora", None, {})),
+        ("context", 4),
+    ],
+    "dialects-layer-012-kradapter-wide-exact": [("orientation", "paper"), ("gamma", v.encode(np.ones((3, 3))))],
+    "dialects-bases-010-nlg-dense": [*(("context", value) for value in (0, -1, 2.0, True, None)), ("dialect", "lora")],
+    "rank-001-full-literal": [("orientation", "paper"), ("context", 4)],
+    "block-004-clip": [("rope_theta", 10.0), ("orientation", "never")],  # its heads have three coordinates
     "block-003-vit": [("A B lambda_ gamma", {"norm1": v.encode(np.ones((1, 1, 1)))}), ("A B gamma", {})],
 }
 
@@ -146,6 +160,17 @@ def test_invalid_masks_and_blocks_are_refused(id_: str, way: str, value: Any) ->
     with pytest.raises(ValueError, match=r"^here: ") as error:
         v.case_from_json(case, "here")
     assert "\n" not in str(error.value)
+
+
+def test_nlg_needs_its_context() -> None:
+    """By the reader and by the schema."""
+    request = {"version": 1, "case": {k: x for k, x in RAW["dialects-count-013-nlg"].items() if k != "expected"}}
+    request = json.loads(json.dumps(request))
+    assert jsonschema.Draft202012Validator(SCHEMA).is_valid(request)
+    del request["case"]["given"]["context"]
+    assert not jsonschema.Draft202012Validator(SCHEMA).is_valid(request)
+    with pytest.raises(ValueError, match="fit together"):
+        v.case_from_json(request["case"], "here")
 
 
 def test_an_empty_block_is_refused() -> None:
@@ -194,7 +219,7 @@ def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
 
 
 def test_the_exact_tier_has_one_hash() -> None:
-    exact = [case for case in stored_cases() if case.kind == "layer" and case.tier == "exact"]
+    exact = [case for case in choose("layer", None, None) if case.tier == "exact"]
     results = ((c.id, {k: x for k, x in reference(c).items() if k in c.wanted}) for c in exact)
     manifest = json.loads((FOLDER / "MANIFEST.json").read_text())
     assert exact_digest(results) == manifest["exact_sha256"]
@@ -276,6 +301,54 @@ def test_known_words_are_in_the_basis_tier() -> None:
     assert native["stream 0"][:4] == ["6627e8d5", "e169c58d", "bc57ac4c", "9b00dbd8"]
     torch = next(w for name, w in words.items() if "peft" in name)
     assert [int(word, 16) for word in torch["MT19937"][:3]] == [2357136044, 2546248239, 3071714933]  # init_genrand(0)
+
+
+AUTHORS = Path(__file__).parents[1] / "authors"
+
+
+def drawn_by_the_authors() -> list[Any]:
+    """(dialect, case) of their ternary and uniform bases; of vision's, whose 1000 terms are slow here, the smallest."""
+    found = [(name, key) for name in ("official", "nlg", "vision", "kradapter") for key in cases_of(name)]
+    some = [(name, key) for name, key in found if "normal" not in key and (name != "vision" or key.endswith("-03"))]
+    return [pytest.param(*one, id=" ".join(one)) for one in some]
+
+
+def cases_of(name: str) -> list[str]:
+    with np.load(AUTHORS / f"{name}_bases.npz") as drawn:
+        return sorted({key.partition("/")[0] for key in drawn.files})
+
+
+@pytest.mark.parametrize(("name", "key"), drawn_by_the_authors())
+def test_the_oracle_draws_what_the_authors_code_drew(name: str, key: str) -> None:
+    """Bit for bit: A, the first terms, and all terms by a checksum."""
+    with np.load(AUTHORS / f"{name}_bases.npz") as drawn:
+        own = {one.partition("/")[2]: drawn[one] for one in drawn.files if one.startswith(f"{key}/")}
+    context = int(own["context"]) if "context" in own else None
+    shapes = [(int(out), int(in_)) for out, in_ in own.get("shapes", [(1, 1)])]
+    seed, rank, kind = int(own["seed"]), int(own["rank"]), key.split("-")[1]
+    A, B = oracle.bases(seed, shapes, rank, kind, name, context=context)
+    assert np.array_equal(A, own["A"])
+    assert np.array_equal(B[: len(own["B"])], own["B"])
+    assert len(B) == own["B_terms"]
+    assert zlib.crc32(np.ascontiguousarray(B, "<f4").tobytes()) == own["B_crc32"]
+
+
+def test_each_dialect_has_what_is_its_own() -> None:
+    """Layers by its orientation in both tiers, bases, starts and counts."""
+    new = [case for case in stored_cases() if case.id.startswith("dialects-")]
+    layers = {(c.dialect, c.tier, c.orientation, c.pairing) for c in new if c.kind == "layer"}
+    rules = ("nlg", "reshape", "crossed"), ("vision", "square_transposed", "crossed")
+    rules += ("kradapter", "never", "literal"), ("official", "paper", "crossed")
+    assert layers == {(name, tier, *rest) for name, *rest in rules for tier in ("exact", "real")}
+    assert {(c.kind, c.dialect) for c in new if c.kind != "layer"} == {
+        (kind, name) for kind in ("bases", "start", "count") for name, *_ in rules
+    }
+    squares = [c for c in new if "over root n" in c.notes and c.tier == "exact"]
+    assert {len(c.lambda_) for c in squares} == {4}
+    for c in squares:
+        assert c.alpha == c.scaling * c.lambda_.shape[1] * 2
+    terms = {c.dialect: len(expected(c)["B"]) for c in new if c.kind == "bases"}
+    assert terms["vision"] == 1000
 
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=9)

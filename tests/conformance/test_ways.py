@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from conformance import block_cases
 
-from randlora_ref import nn
+from randlora_ref import DIALECTS, nn, spec
 from randlora_ref.conformance import (
     Case,
     check,
@@ -25,8 +26,11 @@ from randlora_ref.conformance import (
     reference,
     search,
     stored_cases,
+    vectors,
 )
+from randlora_ref.conformance.cases import rounded
 from randlora_ref.conformance.program import Program
+from randlora_ref.conformance.report import choose
 from randlora_ref.conformance.vectors import results_file
 from randlora_ref.conformance.ways import load_function
 
@@ -49,7 +53,7 @@ wrong = example("wrong")
 def test_the_package_itself_passes_in_five_seconds() -> None:
     report = check(reference)
     assert report.passed, "\n".join(report.lines())
-    assert report.passed_cases == len(stored_cases())
+    assert report.passed_cases == len(choose(None, None, None)) == 202
     assert report.seconds < 5
 
 
@@ -62,7 +66,7 @@ def test_results_of_any_array_library(library: Any) -> None:
     """Right ones pass, counts and ranks as arrays without axes too; a wrong one is named as it is on NumPy."""
     report = check(on(library, reference))
     assert report.passed, "\n".join(report.lines())
-    assert report.passed_cases == len(stored_cases())
+    assert report.passed_cases == len(choose(None, None, None)) == 202
     fault = wrong.WRONG["crossed"]
     report = check(on(library, fault), [fault.kind])
     assert not report.passed
@@ -402,3 +406,201 @@ def test_a_known_failure_of_peft_that_passes_fails_the_check(monkeypatch: pytest
     assert not report.failures
     assert not report.passed
     assert report.lines()[-1].startswith("peft: FAILED")
+
+
+# -- dialects ---------------------------------------------------------------------------------------------
+
+
+def test_a_right_copy_of_peft_passes_under_its_dialect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Crossed whatever is asked: wrong where all cases are asked, right where PEFT's are, by every way in."""
+    monkeypatch.chdir(EXAMPLES)
+    assert len(check_target("wrong:crossed", kinds=["layer"]).failures) == 41
+
+    def passes(report: Any) -> None:
+        assert report.passed, "\n".join(report.lines())
+        assert report.passed_cases >= 60
+
+    copy = wrong.WRONG["crossed"]
+    passes(check_target("wrong:crossed", kinds=["layer"], dialect="peft"))
+    passes(check_target("wrong:crossed", kinds=["layer"], dialect="peft", random=80))
+    passes(check(copy, ["layer"], dialect="peft"))
+    passes(search(copy, 80, dialect="peft"))
+    for case in (test := pytest_cases(copy, ["layer"], dialect="peft")).pytestmark[0].args[1]:
+        test(case)
+    arrays = {c.id: copy(c) for c in stored_cases() if c.kind == "layer" and c.orientation == "paper"}
+    rows = {id_: {name: vectors.encode(x, "float64") for name, x in one.items()} for id_, one in arrays.items()}
+    (tmp_path / "results.json").write_text(json.dumps({"format": "randlora-results", "version": 1, "results": rows}))
+    passes(check_target(str(tmp_path / "results.json"), kinds=["layer"], dialect="peft"))
+    body = """
+import json, sys
+from dataclasses import replace
+from randlora_ref.conformance import reference, vectors
+for line in sys.stdin:
+    case = vectors.case_from_json(json.loads(line)["case"], "line")
+    out = reference(replace(case, pairing="crossed"))
+    print(json.dumps({"id": case.id, "results": {k: vectors.encode(x, "float64") for k, x in out.items()}}), flush=True)
+"""
+    (tmp_path / "crossed.py").write_text(body)
+    command = f"{sys.executable} {tmp_path / 'crossed.py'}"
+    passes(check_target(command=command, kinds=["layer"], dialect="peft"))
+    assert not check_target(command=command, kinds=["layer"], dialect="paper").passed
+    assert not search(copy, 100, dialect="paper").passed
+
+
+NAMES = tuple(DIALECTS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_dialect_is_asked_what_its_code_computes(name: str) -> None:
+    """Its own bases, starts and counts; layers that orientation, pairing and scaling leave the same."""
+    rules, chosen = DIALECTS[name], choose(None, None, None, name)
+    assert {case.dialect for case in chosen if case.kind in ("bases", "start", "count")} == {name}
+    ids = {case.id for case in chosen}
+    shares: dict[str, Any] = {
+        "paper": lambda c: True,
+        "vision": lambda c: c.weight.shape[0] != c.weight.shape[1],
+        "kradapter": lambda c: c.weight.shape[0] >= c.weight.shape[1] and c.scaling == 1,
+        "nlg": lambda c: c.weight.shape[0] < c.weight.shape[1],
+    }
+    layers = [case for case in stored_cases() if case.kind == "layer" and case.dialect == "paper"]
+    agree = [c for c in layers if c.pairing == rules.pairing or 1 in c.lambda_.shape]
+    expected_ids = {c.id for c in agree if shares.get(name, shares["paper"])(c)}
+    assert expected_ids == {c.id for c in layers} & ids
+    assert {c.id for c in stored_cases() if c.dialect == name and c.kind == "layer" and name != "paper"} <= ids
+    for case in chosen:
+        if case.kind == "layer" and case.alpha is not None:
+            n, r = case.lambda_.shape
+            assert rules.scaling(r, n, case.alpha) == pytest.approx(case.scaling, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_reference_passes_under_each_dialect(name: str) -> None:
+    """Stored cases, random ones, and a search."""
+    target = "randlora_ref.conformance:reference"
+    for report in (
+        check_target(target, dialect=name),
+        check(reference, cases=[random_case(index, 3, name) for index in range(90)], dialect=name),
+        check_target(target, dialect=name, random=40),
+    ):
+        assert report.passed, "\n".join(report.lines())
+        assert not report.absent
+        assert report.target.endswith(f" --dialect {name}")
+        assert report.passed_cases >= 40
+
+
+FAULTS: dict[str, tuple[str, dict[str, Any]]] = {  # what another rule of a record spoils
+    "n one less": ("count start", {"count_rule": "floor"}),
+    "n of ceil+1": ("count start", {"count_rule": "ceil+1"}),
+    "n of floor+1": ("count start", {"count_rule": "floor+1"}),
+    "n of ceil": ("count start", {"count_rule": "ceil"}),
+    "n by the layer": ("bases count start", {"counted_side": "d", "shared_sides": "max(out), max(in)"}),
+    "no cap": ("count", {"max_terms": None}),
+    "lambda of one": ("start", {"lambda_start": "1"}),
+    "lambda of zero": ("start", {"lambda_start": "0"}),
+    "gamma of 1/d": ("start", {"gamma_start": "1/d"}),
+    "gamma of zero": ("start", {"gamma_start": "0"}),
+    "A first": ("bases", {"generator": "torch_float32"}),
+    "B_j first": ("bases", {"generator": "torch_terms_first"}),
+    "B whole": ("bases", {"generator": "torch_whole"}),
+    "sides turned": ("bases", {"shared_sides": "max(out), max(in)"}),
+    "sides sorted": ("bases", {"shared_sides": "sorted max(out), max(in)"}),
+}
+CAUGHT = [
+    *(("official", fault) for fault in ("n of floor+1", "gamma of zero", "lambda of one", "B_j first", "B whole")),
+    *(("official", fault) for fault in ("sides turned", "sides sorted", "n one less")),
+    *(("nlg", fault) for fault in ("n by the layer", "n of ceil", "A first", "B whole", "gamma of 1/d")),
+    *(("vision", fault) for fault in ("no cap", "n of ceil", "lambda of zero", "A first", "B whole", "gamma of 1/d")),
+    *(("kradapter", fault) for fault in ("n of floor+1", "n of ceil", "lambda of zero", "A first", "B_j first")),
+    ("kradapter", "sides sorted"),
+]
+
+
+@pytest.mark.parametrize(("name", "fault"), CAUGHT)
+def test_another_rule_in_a_record_fails(name: str, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stored answers hold still: count, start, generator order and shared sides are each caught."""
+    kinds, change = FAULTS[fault]
+    monkeypatch.setitem(DIALECTS, name, replace(DIALECTS[name], **change))
+    failing = {failure.case.kind for failure in check(reference, dialect=name).failures}
+    assert failing >= set(kinds.split())
+    assert "layer" not in failing
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("orientation", ["paper", "square_transposed", "never", "reshape"])
+def test_another_orientation_fails(name: str, orientation: Any) -> None:
+    def turned(case: Case) -> Any:
+        return reference(replace(case, orientation=orientation))
+
+    right = DIALECTS[name].orientation == orientation
+    assert check(turned, ["layer"], dialect=name).passed == right
+    assert search(turned, 150, dialect=name).passed == right
+    report = check(turned, ["layer"], cases=[random_case(index, 0, name) for index in range(60)], dialect=name)
+    assert report.passed == right
+
+
+@pytest.mark.parametrize("name", ["peft", "official", "vision"])
+def test_a_copy_that_makes_its_own_scaling_of_alpha_passes(name: str) -> None:
+    """α is given where the dialect's rule makes s of it, and left out where not."""
+    given = []
+
+    def copy(case: Case) -> Any:
+        if case.alpha is not None:
+            n, r = case.lambda_.shape
+            given.append(case.id)
+            case = replace(case, scaling=DIALECTS[name].scaling(r, n, case.alpha))
+        return reference(case)
+
+    report = check(copy, ["layer"], dialect=name)
+    assert report.passed, "\n".join(report.lines())
+    assert [id_ for id_ in given if name in id_ or name == "peft"]
+
+
+def test_random_layers_of_each_dialect() -> None:
+    """n by the dialect's rule, Γ on its side, its start now and then; an id finds its layer again."""
+    for name, rules in DIALECTS.items():
+        cases = [random_case(index, 1, name) for index in range(120)]
+        assert {(case.pairing, case.orientation, case.dialect) for case in cases} == {
+            (rules.pairing, rules.orientation, name)
+        }
+        for case in cases:
+            (n, r), shape = case.lambda_.shape, case.weight.shape
+            assert case.gamma.shape == (n, spec.sides(shape, rules.orientation)[1])
+            assert n == rules.terms(shape, r) if name != "nlg" else n >= 1
+        starts = [case for case in cases if len({*case.lambda_.flat}) == len({*case.gamma.flat}) == 1 and case.x.size]
+        for case in starts[:5]:
+            n, r = case.lambda_.shape
+            if case.tier == "real" and case.lambda_.size > 2:
+                begin = rules.start(case.weight.shape, r, n)
+                assert (case.lambda_[0, 0], case.gamma[0, 0]) == pytest.approx(begin, rel=1e-6)
+        assert starts
+        again = find_case(f"random-{name}-1-7")
+        assert np.array_equal(again.lambda_, cases[7].lambda_)
+    assert len({len(random_case(i, 1, "nlg").lambda_) for i in range(60)}) > 5
+    for function in (find_case, lambda _: random_case(1, 0, "lora")):
+        with pytest.raises(ValueError, match="dialect: 'lora'; it must be one of paper, peft"):
+            function("random-lora-0-1")
+
+
+def test_a_case_alone_is_held_to_the_dialect_too() -> None:
+    target = "randlora_ref.conformance:reference"
+    with pytest.raises(ValueError, match="no case is left"):
+        check_target(target, case="exact-007-wide-literal", dialect="peft")
+    assert check_target(target, case="exact-008-wide-crossed", dialect="peft").passed
+    assert check_target(target, case="dialects-layer-012-kradapter-wide-exact").passed
+    failure = check(wrong.WRONG["literal"], ["layer"], dialect="official", target="wrong:literal").failures[0]
+    assert failure.reproduce == f"randlora-ref check wrong:literal --dialect official --case {failure.case.id}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_starts_have_the_tolerance_of_their_precision(name: str) -> None:
+    """Who holds 1/max(n, d) in float32 is right, in bfloat16 where that is declared; another constant is wrong."""
+
+    def held(dtype: str, change: Any = lambda x: x) -> Any:
+        return lambda case: {k: rounded(change(x), dtype) for k, x in reference(case).items()}
+
+    for dtype, declared in (("float64", None), ("float32", None), ("float32", "float32"), ("bfloat16", "bfloat16")):
+        report = check(held(dtype), ["start"], dtype=declared, dialect=name)
+        assert report.passed, "\n".join(report.lines())
+        other = check(held(dtype, lambda x: x * 1.02), ["start"], dtype=declared, dialect=name)
+        assert len(other.failures) == 3
+    assert not check(held("bfloat16"), ["start"], dialect=name).passed
