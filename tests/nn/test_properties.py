@@ -2,31 +2,22 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from strategies import drawn, examples, holds
 
 from randlora_ref import nn
 from randlora_ref.verify import block, functions, points
-from randlora_ref.verify.configurations import SEEDS, Backend, BlockCase, Choose, Chosen, draw_block
-
-
-def at(name: str) -> Any:
-    """A function of ``nn`` at a drawn point."""
-
-    def draw(choose: Choose) -> points.Point:
-        rng = np.random.default_rng(choose(SEEDS))
-        return functions.FUNCTIONS[name](choose, rng)
-
-    return drawn(draw)
+from randlora_ref.verify.configurations import Backend, BlockCase, Chosen, build_block, draw_block
+from randlora_ref.verify.functions import draw_function
+from randlora_ref.verify.invariances import INVARIANCES
 
 
 @pytest.mark.parametrize("name", functions.FUNCTIONS)
 def test_functions(name: str) -> None:
     """Each function of ``nn`` equals its specification, in value and gradient; the rest of its properties."""
 
-    @given(at(name))
+    @given(drawn(draw_function(name)))
     def check(point: points.Point) -> None:
         for one in (*points.PROPERTIES, points.STEP):
             holds(f"nn.{name}", one, point)
@@ -56,16 +47,16 @@ def test_blocks(case: Any) -> None:
 @examples(20)
 @given(drawn(draw_block))
 def test_what_changes_nothing_in_a_block(case: Any) -> None:
-    """Batch, padding, later tokens, merging, one more adapter at its start, laws of ΔW."""
-    for one in block.INVARIANCES:
-        holds("block", one, case)
+    """Batch, order, padding, later tokens, merging, one more adapter at its start, laws of ΔW."""
+    for one in (*INVARIANCES, *block.LAWS):
+        holds("block", one, build_block(case))
 
 
 @pytest.mark.parametrize("name", [*functions.FUNCTIONS, "block"])
 def test_every_array_library(library: Any, name: str) -> None:
     """The same values and gradients on every library and device, in float64 and float32, on read-only arrays."""
     backend = Backend(library.xp, library.device)
-    subject = drawn(lambda choose: block.point(draw_block(choose))) if name == "block" else at(name)
+    subject = drawn((lambda choose: block.point(draw_block(choose))) if name == "block" else draw_function(name))
 
     @settings(max_examples=5)
     @given(subject)
