@@ -4,11 +4,10 @@ import hashlib
 import math
 import platform
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from .. import __version__, arrays, prng
 from ..bases import draw_bases, tile
 from . import block, functions, invariances, layers, models, points, ranks
 from .configurations import Backend, Choose, build_block, build_model, draw_block, draw_model, generator
-from .points import Property
+from .points import Property, through
 
 # SHA-256 of A then B, as PEFT 0.21.2 drew them: layers (5, 3) and (4, 7), r = 2, projection_prng_key 11
 PEFT_BASES = {
@@ -56,15 +55,6 @@ def own_bases(drawn: tuple[Any, str], backend: Backend) -> float:
     return points.differ({"A": A, "B": B, "tile": B[2, 17:29]}, right)
 
 
-class Part(NamedTuple):
-    """A part of the audit: what is drawn of each name of ``DRAWN``, its point, and the properties of both."""
-
-    draw: Callable[[Any, Choose], Any]
-    point: Callable[[Any], Any] | None = None
-    of_point: tuple[Property, ...] = ()
-    of_subject: tuple[Property, ...] = ()
-
-
 KNOWN_ANSWERS = (
     Property("Philox4x32-10, as Random123 has it: words that differ", philox, 0, "bits"),
     Property("MT19937, word 10000 as the C++ standard has it: differs", mersenne_twister, 0, "bits"),
@@ -72,72 +62,55 @@ KNOWN_ANSWERS = (
 )
 OWN_BASES = Property("this backend, a slice, a tile: entries that differ", own_bases, 0, "bits")
 # On NumPy alone, of the first half that is drawn: they are slow, or know no backend.
-ON_HOST = (*KNOWN_ANSWERS, points.STEP, points.DRAWN_STEP)
-# What is drawn in each part, and how often.
-DRAWN: dict[str, list[Any]] = {
-    "spec": list(product(layers.SHAPES[:-2], ("literal", "crossed"), (None,))),  # rationals are slow
-    "known answers": [""],
-    "bases of our own": list(product(("dense", "sparse", "very_sparse", 100), ("float32", "float64"))),
-    "layer": list(layers.LAYERS),
-    "layer on reals": list(layers.LAYERS),
-    **{name: [(5, 7), (7, 5)] for name in layers.OTHERS},
-    "nn": 8 * [*functions.FUNCTIONS],
-    "block": 16 * [""],
-    "models": 8 * [*models.KINDS],
-    "rank": 100 * [""],
-    "rank after steps": 4 * [""],
-}
+ON_HOST = [one.name for one in (*KNOWN_ANSWERS, points.STEP)]
 
 
-def itself(what: Any, choose: Choose) -> Any:
-    """What is drawn where nothing is chosen."""
-    return what
+def of_networks(properties: Sequence[Property], *own: Property) -> tuple[Property, ...]:
+    """What is audited of blocks and models, which have the ``properties`` as points."""
+    return *through(invariances.point, (*properties, points.DRAWN_STEP)), *invariances.INVARIANCES, *own
 
 
-def same(subject: Any) -> Any:
-    """Of a point, the point."""
-    return subject
-
-
-SUBJECTS = {
-    "spec": Part(layers.draw_layer, layers.specification, points.EXACT),
-    "known answers": Part(itself, of_subject=KNOWN_ANSWERS),
-    "bases of our own": Part(itself, of_subject=(OWN_BASES,)),
-    "layer": Part(layers.draw_layer, layers.point, points.EXACT),
-    "layer on reals": Part(layers.draw_real, layers.point, layers.ON_REALS, layers.OF_LAYERS),
-    **{name: Part(partial(layers.draw_method, method), same, points.EXACT) for name, method in layers.OTHERS.items()},
-    "nn": Part(lambda name, choose: functions.draw_function(name)(choose), same, (*points.PROPERTIES, points.STEP)),
-    "block": Part(
+# By part: what is drawn, one subject of each name; how; and what must hold of it.
+SUBJECTS: dict[str, tuple[Sequence[Any], Callable[[Any, Choose], Any], tuple[Property, ...]]] = {
+    "spec": (layers.SMALL, layers.draw_layer, through(layers.specification, points.EXACT)),
+    "known answers": ([""], lambda _, choose: None, KNOWN_ANSWERS),
+    "bases of our own": (
+        [(kind, dtype) for kind in ("dense", "sparse", "very_sparse", 100) for dtype in ("float32", "float64")],
+        lambda kind, choose: kind,
+        (OWN_BASES,),
+    ),
+    "layer": (layers.LAYERS, layers.draw_layer, through(layers.point, points.EXACT)),
+    "layer on reals": (layers.LAYERS, layers.draw_real, layers.ON_REALS),
+    **{name: ([(5, 7), (7, 5)], partial(layers.draw_method, name), points.EXACT) for name in layers.OTHERS},
+    "nn": (8 * [*functions.FUNCTIONS], functions.draw_function, (*points.PROPERTIES, points.STEP)),
+    "block": (
+        16 * [""],
         lambda _, choose: build_block(draw_block(choose)),
-        block.point,
-        (*points.PROPERTIES, points.DRAWN_STEP),
-        (*invariances.INVARIANCES, *block.LAWS),
+        of_networks(points.PROPERTIES, *block.LAWS),
     ),
-    "models": Part(
+    "models": (
+        8 * [*models.KINDS],
         lambda name, choose: build_model(draw_model(name)(choose)),
-        models.point,
-        (*models.PROPERTIES, points.DRAWN_STEP),
-        (*invariances.INVARIANCES, *models.OF_MODELS),
+        of_networks(models.PROPERTIES, *models.OF_MODELS),
     ),
-    "rank": Part(lambda _, choose: ranks.draw_factors(choose), of_subject=ranks.PROPERTIES),
-    "rank after steps": Part(lambda _, choose: ranks.draw_descent(choose), of_subject=(ranks.LAW,)),
+    "rank": (100 * [""], lambda _, choose: ranks.draw_factors(choose), ranks.PROPERTIES),
+    "rank after steps": (4 * [""], lambda _, choose: ranks.draw_descent(choose), (ranks.LAW,)),
 }
+DRAWN = {part: list(names) for part, (names, _, _) in SUBJECTS.items()}
 
 
-def audited(name: str, backend: Backend, rng: np.random.Generator) -> Iterator[Property]:
+def audited(part: str, backend: Backend, rng: np.random.Generator) -> Iterator[Property]:
     """Each property's worst figure over all that is drawn in a part, and where."""
-    part, choose, found = SUBJECTS[name], generator(rng), dict[Property, list[tuple[float, Any]]]()
-    for index, what in enumerate(DRAWN[name]):
-        subject = part.draw(what, choose)
-        place = part.point(subject) if part.point else None
-        for one in (*part.of_point, *part.of_subject):
-            if one not in ON_HOST or (backend.xp is np and 2 * index < len(DRAWN[name])):
-                figure = one.of(place if one in part.of_point else subject, backend).figure
-                found.setdefault(one, []).append((figure, what))
+    (_, draw, properties), found = SUBJECTS[part], dict[Property, list[tuple[float, Any]]]()
+    for index, name in enumerate(DRAWN[part]):
+        subject, on_host = draw(name, generator(rng)), backend.xp is np and 2 * index < len(DRAWN[part])
+        for one in properties:
+            if on_host or one.name not in ON_HOST:
+                found.setdefault(one, []).append((one.of(subject, backend).figure, name))
     for one, figures in found.items():
-        figure, what = max(figures, key=lambda pair: (math.isnan(pair[0]), pair[0]))
-        where = f", most in {what}" if what and figure else ""
-        yield one._replace(name=f"{name}: {one.name}{where}", figure=figure)
+        figure, name = max(figures, key=lambda pair: (math.isnan(pair[0]), pair[0]))
+        where = f", most in {name}" if name and figure else ""
+        yield one._replace(name=f"{part}: {one.name}{where}", figure=figure)
 
 
 PARTS: dict[str, Callable[[Backend, np.random.Generator], Iterable[Property]]]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import nn, spec
+from .complex_step import gradient
 from .configurations import ROPE, SEEDS, Backend, Choose, draw_mask
 from .points import Point, Results
 
@@ -15,27 +16,46 @@ Drawn = Callable[[Choose, np.random.Generator], Point]
 LEADING = ((3,), (), (1,), (2, 3), (0,), (2, 1, 2))
 
 
+def flat(found: Any) -> list[Array]:
+    """The arrays of nested tuples in order, None left out."""
+    if isinstance(found, tuple):
+        return [x for part in found for x in flat(part)]
+    return [] if found is None else [found]
+
+
 def pair(
     rng: np.random.Generator, values: Results, run: Callable[..., Any], back: Callable[..., Any],
     value: Callable[..., Array], gradients: Callable[..., Any], size: float = 0.0,
 ) -> Point:  # fmt: skip
     """The point of a function with one output: ``back`` and ``gradients`` answer in the order of ``values``."""
 
-    def named(found: Any) -> Results:
-        dx, *rest = found if isinstance(found, tuple) else (found,)
-        rest = [x for part in rest for x in (part if isinstance(part, tuple) else (part,)) if x is not None]
-        return dict(zip(values, (dx, *rest), strict=True))
-
     def code(values: Results, dy: Array | None) -> Results:
         y, cache = run(**values)
-        return {"y": y} | ({} if dy is None else named(back(dy, cache)))
+        return {"y": y} | ({} if dy is None else dict(zip(values, flat(back(dy, cache)), strict=True)))
 
     def specification(values: Results, dy: Array) -> Results:
-        found = {name: x + 0 * values[name] for name, x in named(gradients(dy, **values)).items()}
-        return {"y": np.asarray(value(**values))} | found
+        found = zip(values, flat(gradients(dy, **values)), strict=True)
+        return {"y": np.asarray(value(**values))} | {name: x + 0 * values[name] for name, x in found}
 
     dy = np.asarray(rng.standard_normal(np.shape(value(**values))))
     return Point(values, dy, code, specification, size * float(np.max(np.abs(dy), initial=0.0)))
+
+
+def alike_in_both(name: str, **options: Any) -> list[Callable[..., Any]]:
+    """The function of ``nn`` and that of ``spec`` of the same name, and the latter's gradient."""
+    return [partial(getattr(room, name + end), **options) for room, end in ((nn, ""), (spec, ""), (spec, "_backward"))]
+
+
+def stepped(value: Callable[..., Array]) -> Callable[..., tuple[Array, ...]]:
+    """The gradients of a plain formula, by the complex step."""
+
+    def gradients(dy: Array, **values: Array) -> tuple[Array, ...]:
+        def loss(x: Array, name: str) -> Array:
+            return np.sum(dy * value(**(values | {name: x})))
+
+        return tuple(gradient(partial(loss, name=name), x) for name, x in values.items())
+
+    return gradients
 
 
 def linear(choose: Choose, rng: np.random.Generator) -> Point:
@@ -44,9 +64,8 @@ def linear(choose: Choose, rng: np.random.Generator) -> Point:
     values: Results = {"x": rng.standard_normal((*leading, in_)), "weight": rng.standard_normal((out, in_))}
     values |= {"bias": rng.standard_normal(out)} if choose((True, False)) else {}
 
-    def gradients(dy: Array, x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, ...]:
-        found = spec.linear_backward(dy, x, weight, bias, None)
-        return found.x, found.weight, found.bias
+    def gradients(dy: Array, x: Array, weight: Array, bias: Array | None = None) -> Any:
+        return spec.linear_backward(dy, x, weight, bias, None)[1:4]
 
     back = partial(nn.linear_backward, weight_grad=True)
     return pair(rng, values, nn.linear, back, partial(spec.linear, bias=None), gradients)
@@ -59,10 +78,7 @@ def norm(name: str) -> Drawn:
         width, leading, eps = choose((5, 3, 2, 16)), choose(LEADING), choose((1e-5, 1e-12, 0.5))
         x, weight = rng.standard_normal((*leading, width)) + choose((0.0, 10.0)), rng.standard_normal(width)
         values = {"x": x, "weight": weight} | ({"bias": rng.standard_normal(width)} if choose((True, False)) else {})
-        run, value, gradients = (
-            partial(f, bias=None, eps=eps)
-            for f in (getattr(nn, name), getattr(spec, name), getattr(spec, f"{name}_backward"))
-        )
+        run, value, gradients = alike_in_both(name, bias=None, eps=eps)
         c = x - np.mean(x, axis=-1, keepdims=True) * (name == "layer_norm")
         root = np.sqrt(np.min(np.mean(c * c, axis=-1), initial=1.0) + eps)  # g/root is what ∂L/∂x is a difference of
         size = float(np.max(np.abs(weight)) / root)
@@ -75,14 +91,10 @@ def normalize(choose: Choose, rng: np.random.Generator) -> Point:
     """y = x/√Σx²."""
     values = {"x": choose((1.0, 1e-9)) * rng.standard_normal((*choose(LEADING), choose((3, 1, 8))))}
 
-    def length(x: Array) -> Array:
-        return np.sqrt(np.sum(x * x, axis=-1, keepdims=True))
+    def value(x: Array) -> Array:
+        return x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True))
 
-    def gradients(dy: Array, x: Array) -> Array:
-        y = x / length(x)
-        return (dy - y * np.sum(y * dy, axis=-1, keepdims=True)) / length(x)
-
-    return pair(rng, values, nn.normalize, nn.normalize_backward, lambda x: x / length(x), gradients)
+    return pair(rng, values, nn.normalize, nn.normalize_backward, value, stepped(value))
 
 
 def activation(kind: str) -> Drawn:
@@ -90,9 +102,7 @@ def activation(kind: str) -> Drawn:
 
     def draw(choose: Choose, rng: np.random.Generator) -> Point:
         x = choose((1.0, 4.0, 30.0)) * rng.standard_normal((*choose(LEADING), choose((4, 1, 9))))
-        run, value, gradients = (
-            partial(f, kind=kind) for f in (nn.activation, spec.activation, spec.activation_backward)
-        )
+        run, value, gradients = alike_in_both("activation", kind=kind)
         # erf is right to its own last place, so exact GELU is to x's, not to its own small one far to the left
         size = float(np.max(np.abs(x), initial=0.0)) * (kind == "gelu")
         return pair(rng, {"x": x}, run, nn.activation_backward, value, gradients, size)
@@ -183,7 +193,7 @@ def attention(choose: Choose, rng: np.random.Generator) -> Point:
 
     # ∂L/∂S is a difference of sums over v, and ∂L/∂q one of those times k
     least = np.max(np.abs(values["v"])) * width**0.5 * max(np.max(np.abs(values["q"])), np.max(np.abs(values["k"])))
-    value, gradients = partial(spec.attention, seen=seen), partial(spec.attention_backward, seen=seen)
+    _, value, gradients = alike_in_both("attention", seen=seen)
     return pair(rng, values, run, nn.attention_backward, value, gradients, float(least))
 
 
@@ -198,9 +208,7 @@ def cross_entropy(choose: Choose, rng: np.random.Generator) -> Point:
     def run(logits: Array) -> Any:
         return nn.cross_entropy(logits, Backend.of(logits).array(labels), ignored=ignored)
 
-    value, gradients = (
-        partial(f, labels=labels, ignored=ignored) for f in (spec.cross_entropy, spec.cross_entropy_backward)
-    )
+    _, value, gradients = alike_in_both("cross_entropy", labels=labels, ignored=ignored)
     size = 1 / rows  # of p and e_label, whose difference may cancel
     return pair(rng, values, run, lambda dy, cache: nn.cross_entropy_backward(cache, dy), value, gradients, size)
 
@@ -215,35 +223,19 @@ def contrastive(choose: Choose, rng: np.random.Generator) -> Point:
         Z = np.exp(log_scale) * (texts @ images.T)
         return (spec.cross_entropy(Z, labels) + spec.cross_entropy(Z.T, labels)) / 2
 
-    def gradients(dy: Array, texts: Array, images: Array, log_scale: Array) -> Any:
-        scale = np.exp(log_scale)
-        Z = scale * (texts @ images.T)
-        dZ = spec.cross_entropy_backward(dy, Z, labels) + spec.cross_entropy_backward(dy, Z.T, labels).T
-        return scale * (dZ @ images) / 2, scale * (dZ.T @ texts) / 2, np.sum(dZ * Z) / 2
-
     # dZ is a difference of probabilities, so the gradients are of its products with the vectors and with Z
     scale, most = float(np.exp(values["log_scale"])), float(max(np.max(np.abs(values[name])) for name in values))
     size = scale * max(most, width * most**2) / count
     back = nn.contrastive_backward
-    return pair(rng, values, nn.contrastive, lambda dy, cache: back(cache, dy), value, gradients, size)
+    return pair(rng, values, nn.contrastive, lambda dy, cache: back(cache, dy), value, stepped(value), size)
 
 
-FUNCTIONS: dict[str, Drawn] = {
-    "linear": linear,
-    "layer_norm": norm("layer_norm"),
-    "rms_norm": norm("rms_norm"),
-    "normalize": normalize,
-    **{kind: activation(kind) for kind in ("gelu", "gelu_tanh", "quick_gelu", "silu")},
-    "gated": gated,
-    "embedding": embedding,
-    "patches": patches,
-    "rotary": rotary,
-    "attention": attention,
-    "cross_entropy": cross_entropy,
-    "contrastive": contrastive,
-}
+PLAIN = (linear, normalize, gated, embedding, patches, rotary, attention, cross_entropy, contrastive)
+FUNCTIONS: dict[str, Drawn] = {name: norm(name) for name in ("layer_norm", "rms_norm")}
+FUNCTIONS |= {kind: activation(kind) for kind in ("gelu", "gelu_tanh", "quick_gelu", "silu")}
+FUNCTIONS |= {one.__name__: one for one in PLAIN}
 
 
-def draw_function(name: str) -> Callable[[Choose], Point]:
+def draw_function(name: str, choose: Choose) -> Point:
     """A function of ``nn`` at a drawn point."""
-    return lambda choose: FUNCTIONS[name](choose, np.random.default_rng(choose(SEEDS)))
+    return FUNCTIONS[name](choose, np.random.default_rng(choose(SEEDS)))

@@ -16,10 +16,10 @@ from ..adapters import Adapter, RandLoRA
 from ..adapters.randlora import ORDERS
 from ..bases import Bases
 from . import gauge
-from .complex_step import directional
+from .complex_step import gradient
 from .configurations import HOST, SEEDS, Backend, Choose, Chosen, brought, with_arrays
 from .integers import fractions, layer_case, small
-from .points import GRADIENTS, OUTPUTS, REPEATS, STEP, Point, Property, Results, specified
+from .points import GRADIENTS, OUTPUTS, REPEATS, STEP, Point, Property, Results, specified, through
 
 Array = Any
 # (out, in), r, n, leading axes: wide, tall, square, r∤d, r = d, r > d, n = 1, r = 1, no rows, many axes
@@ -37,7 +37,8 @@ SHAPES: tuple[tuple[tuple[int, int], int, int, tuple[int, ...]], ...] = (
     ((40, 24), 4, 6, (33,)),
     ((24, 40), 4, 6, (33,)),
 )
-LAYERS = tuple(product(SHAPES, ("literal", "crossed"), ORDERS))
+LAYERS = tuple(product(ORDERS, ("literal", "crossed"), SHAPES))
+SMALL = tuple(product((None,), ("literal", "crossed"), SHAPES[:-2]))  # rationals are slow
 OTHERS = {"LoRA": "lora", "VeRA": "vera", "NoLA": "nola", "FullFineTuning": "full", "RandLoRAa": "randlora_a"}
 ROGUE = float(np.finfo(np.float32).max)  # what stands in stored bases where no layer may read: any sum shows it
 
@@ -65,17 +66,12 @@ def pulled_back(adapter: Adapter, G: Array) -> Results:
     """
     if isinstance(adapter, RandLoRA):
         return dict(zip(adapter.LEARNED, spec.pullback(G, *as_update(adapter)[:6]), strict=True))
-    found, wide = Results(), brought(adapter, HOST, "float64")
-    for name in adapter.LEARNED:
-        value = getattr(wide, name)
+    wide = brought(adapter, HOST, "float64")
 
-        def loss(x: Array, name: str = name) -> Array:
-            return np.sum(G * wide.replace(**{name: x}).delta_weight())
+    def loss(x: Array, name: str) -> Array:
+        return np.sum(G * wide.replace(**{name: x}).delta_weight())
 
-        steps = np.eye(value.size).reshape(value.size, *value.shape)
-        gradient = [directional(loss, value, one) for one in steps]
-        found[name] = np.array(gradient).reshape(value.shape).astype(G.dtype)
-    return found
+    return {name: gradient(partial(loss, name=name), getattr(wide, name)).astype(G.dtype) for name in wide.LEARNED}
 
 
 # -- points -----------------------------------------------------------------------------------------------
@@ -145,7 +141,7 @@ def specification(layer: Layer) -> Point:
 
 def draw_layer(what: Any, choose: Choose) -> Layer:
     """One of ``LAYERS`` on integers."""
-    (shape, r, n, leading), pairing, order = what
+    order, pairing, (shape, r, n, leading) = what
     rng, mask = np.random.default_rng(choose(SEEDS)), choose((False, False, True))
     return Layer(layer_case(rng, shape, r, n, leading, pairing, mask), order)
 
@@ -161,8 +157,8 @@ def draw_real(what: Any, choose: Choose) -> Layer:
 def draw_method(method: str, shape: tuple[int, int], choose: Choose) -> Point:
     """Any other method on integers, ΔW scaled by a power of two: y is that of W0 + ΔW."""
     rng = np.random.default_rng(choose(SEEDS))
-    options = {"scale": 0.5} if method == "randlora_a" else {}
-    adapter = with_arrays(Chosen(method, 2, True, 0, options).adapter(shape), lambda x: small(rng, *x.shape))
+    options = {"scale": 0.5} if method == "RandLoRAa" else {}
+    adapter = with_arrays(Chosen(OTHERS[method], 2, True, 0, options).adapter(shape), lambda x: small(rng, *x.shape))
     values = {"x": small(rng, 4, shape[1]), "weight": small(rng, *shape), "bias": small(rng, shape[0])}
 
     def merged(values: Results, dy: Array) -> Results:
@@ -190,17 +186,11 @@ def unmerged(layer: Layer, backend: Backend) -> float:
     return gauge.ratio(back, weight, np.max(gauge.layer_gauges(layer.case)["delta_weight"] + np.abs(weight)))
 
 
-CLOSED: dict[str, Any] = {
-    "limit": 1e-13,
-    "formula": "max|a − b|/max|b|",
-}  # no sum cancels here, so each tensor is its own scale
+CLOSED: dict[str, Any] = {"limit": 1e-13, "formula": "max|a − b|/max|b|"}  # where no sum cancels
 ON_REALS = (
-    OUTPUTS._replace(figure=partial(specified, gradients=False, share=0.0), **CLOSED),
-    GRADIENTS._replace(figure=partial(specified, gradients=True, share=0.0), **CLOSED),
-    STEP,
-    REPEATS,
-)
-OF_LAYERS = (
+    *through(point, [OUTPUTS._replace(figure=partial(specified, gradients=False, share=0.0), **CLOSED)]),
+    *through(point, [GRADIENTS._replace(figure=partial(specified, gradients=True, share=0.0), **CLOSED)]),
+    *through(point, [STEP, REPEATS]),
     Property("float32 by the gauge", gauged, 1, "16·max(1, √(m/256))·u·G"),
     Property("unmerge after merge", unmerged, 4 * arrays.unit_roundoff("float64"), "4u"),
 )

@@ -65,6 +65,15 @@ class Property(NamedTuple):
         return bool(0 <= self.figure <= self.limit)
 
 
+def through(point: Callable[[Any], Point], properties: Iterable[Property]) -> tuple[Property, ...]:
+    """The properties of a point, of what it is the ``point`` of."""
+
+    def figure(subject: Any, backend: Backend, of: Callable[[Point, Backend], float]) -> float:
+        return of(point(subject), backend)
+
+    return tuple(one._replace(figure=partial(figure, of=one.figure)) for one in properties)
+
+
 def differ(found: Results, right: Results) -> float:
     """How many entries of the tensors of ``right`` are others in ``found``; NaN is, and so is all of another shape."""
     alike = (np.shape(found[name]) == np.shape(x) and found[name] == x for name, x in right.items())

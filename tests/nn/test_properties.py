@@ -1,5 +1,6 @@
 """``nn`` and the block over drawn configurations: every property of ``verify``, on every array library."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from randlora_ref.verify.invariances import INVARIANCES
 def test_functions(name: str) -> None:
     """Each function of ``nn`` equals its specification, in value and gradient; the rest of its properties."""
 
-    @given(drawn(draw_function(name)))
+    @given(drawn(partial(draw_function, name)))
     def check(point: points.Point) -> None:
         for one in (*points.PROPERTIES, points.STEP):
             holds(f"nn.{name}", one, point)
@@ -56,10 +57,10 @@ def test_what_changes_nothing_in_a_block(case: Any) -> None:
 def test_every_array_library(library: Any, name: str) -> None:
     """The same values and gradients on every library and device, in float64 and float32, on read-only arrays."""
     backend = Backend(library.xp, library.device)
-    subject = drawn((lambda choose: block.point(draw_block(choose))) if name == "block" else draw_function(name))
+    draw = (lambda choose: block.point(draw_block(choose))) if name == "block" else partial(draw_function, name)
 
     @settings(max_examples=5)
-    @given(subject)
+    @given(drawn(draw))
     def check(point: points.Point) -> None:
         read_only = {key: x.copy() for key, x in point.values.items()}
         for x in read_only.values():

@@ -126,7 +126,7 @@ def test_the_audit_sees_what_another_library_alone_computes_wrongly(
 @pytest.mark.parametrize("name", functions.FUNCTIONS)
 def test_a_wrong_gradient_of_a_function_is_seen(name: str, factor: float) -> None:
     """One tensor's gradient zero, wrong in the ninth digit or NaN: by the complex step, and by the specification."""
-    point = functions.draw_function(name)(lambda options: options[0])
+    point = functions.draw_function(name, lambda options: options[0])
     for key in point.values:
         wrong = broken(point, key, factor)
         assert not points.step(wrong, HOST) <= 1e-12, key
