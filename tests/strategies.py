@@ -17,10 +17,10 @@ WORST: dict[str, tuple[int, float, float]] = {}  # how many configurations, the 
 
 def holds(of: str, one: Property, subject: Any, backend: Backend = HOST) -> None:
     """A property of ``of`` has a figure from 0 to its limit, which NaN has not."""
-    figure, name = one.figure(subject, backend), f"{of}: {one.name}"
+    found, name = one.of(subject, backend), f"{of}: {one.name}"
     count, worst, _ = WORST.get(name, (0, 0.0, 0.0))
-    WORST[name] = count + 1, max(worst, figure), one.limit
-    assert 0 <= figure <= one.limit, f"{name}: {figure} <= {one.limit} ({one.formula})"
+    WORST[name] = count + 1, max(worst, found.figure), one.limit
+    assert found.ok, f"{name}: {found.figure} <= {one.limit} ({one.formula})"
 
 
 def examples(few: int, most: int = 2000) -> settings:

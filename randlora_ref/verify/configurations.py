@@ -7,7 +7,7 @@ sequence, so that the first of each is the plainest and hypothesis shrinks towar
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 
@@ -42,8 +42,13 @@ class Backend(NamedTuple):
     xp: Any
     device: Any = None
 
-    def array(self, x: Array, dtype: str) -> Array:
-        """A host array brought here in ``dtype``; None stays None."""
+    @classmethod
+    def of(cls, x: Array) -> Self:
+        """The library and device of ``x``."""
+        return cls(arrays.namespace_of("x", x), arrays.device_of(x))
+
+    def array(self, x: Array, dtype: str | None = None) -> Array:
+        """A host array brought here in ``dtype`` (None: its own); None stays None."""
         return None if x is None else arrays.from_numpy(self.xp, np.asarray(x, dtype), self.device)
 
 
@@ -87,16 +92,59 @@ def draw_adapter(choose: Choose, methods: Sequence[str] = ("randlora", *METHODS)
     return Chosen(method, rank, start, choose(SEEDS), options, choose((None, *ORDERS)) if "kind" in options else None)
 
 
+def with_arrays(adapter: Adapter, convert: Callable[[Array], Array]) -> Adapter:
+    """The adapter with ``convert`` applied to each of its arrays."""
+    arrays_of: dict[str, Any] = {}
+    for name in (one.name for one in fields(adapter) if one.init):
+        if isinstance(value := getattr(adapter, name), Bases):
+            arrays_of[name] = Bases(convert(value.A), convert(value.B))
+        elif isinstance(value, np.ndarray):
+            arrays_of[name] = convert(value)
+    return cast(Adapter, replace(cast(Any, adapter), **arrays_of))
+
+
 def brought(adapter: Adapter, backend: Backend, dtype: str) -> Adapter:
     """The adapter with its arrays on ``backend`` in ``dtype``."""
+    return with_arrays(adapter, lambda x: backend.array(x, dtype))
 
-    def bring(value: Any) -> Any:
-        if isinstance(value, Bases):
-            return Bases(bring(value.A), bring(value.B))
-        return backend.array(value, dtype) if isinstance(value, np.ndarray) else value
 
-    own = {one.name: bring(getattr(adapter, one.name)) for one in fields(adapter) if one.init}
-    return type(adapter)(**own)
+class Network(NamedTuple):
+    """A block or a model of ``case``: its arrays on the host.
+
+    ``weights`` by saved name, linear ``modules`` and ``adapters`` by name. ``floats``: inputs that are differentiated
+    (a block's x; pixels, and embeddings in place of tokens); ``given``: ids, labels and attention_mask, of types of
+    their own. ``dy``: the cotangent of output "y".
+    """
+
+    case: Any
+    weights: dict[str, Array]
+    modules: Mapping[str, stacks.Layer]
+    adapters: dict[str, Adapter]
+    given: dict[str, Array]
+    floats: dict[str, Array]
+    dy: Array = np.ones(())
+
+    @property
+    def parameters(self) -> dict[str, tuple[Array, Array | None]]:
+        """A block's weight and bias or None by role."""
+        return by_role(self.weights)
+
+    @property
+    def mask(self) -> Array | None:
+        """The attention mask (batch, size), if there is one."""
+        return self.given.get("attention_mask")
+
+
+def by_role(values: Mapping[str, Array]) -> dict[str, tuple[Array, Array | None]]:
+    """(weight, bias or None) by role, of what is named "role.weight" and "role.bias"."""
+    roles = [name.removesuffix(".weight") for name in values if name.endswith(".weight")]
+    return {role: (values[f"{role}.weight"], values.get(f"{role}.bias")) for role in roles}
+
+
+def entries(rng: np.random.Generator, name: str, *shape: int) -> Array:
+    """A tensor of entries that make outputs of order one, so that no part of a network is small beside another."""
+    x, norm = rng.standard_normal(shape), len(shape) == 1 and name.endswith(".weight")
+    return 1 + 0.3 * x if norm else x / math.prod(shape[1:]) ** 0.5
 
 
 @dataclass(frozen=True)
@@ -150,28 +198,19 @@ def draw_block(choose: Choose) -> BlockCase:
     )  # fmt: skip
 
 
-class Block(NamedTuple):
-    """A block's arrays on the host, float64: weight and bias by role, adapters by role, x, dy (B, T, k), the mask."""
-
-    parameters: dict[str, tuple[Array, Array | None]]
-    adapters: dict[str, Adapter]
-    x: Array
-    dy: Array
-    mask: Array | None
-
-
-def build_block(case: BlockCase) -> Block:
-    """The arrays of a block, of entries of order one, so that no part of it is small beside another."""
-    rng, shapes = np.random.default_rng(case.seed), case.spec.shapes()
-    parameters = {}
-    for role, shape in ({"norm1": (case.spec.width,), "norm2": (case.spec.width,)} | shapes).items():
-        weight = (
-            rng.standard_normal(shape) / shape[-1] ** 0.5 if role in shapes else 1 + 0.3 * rng.standard_normal(shape)
-        )
-        parameters[role] = weight, rng.standard_normal(shape[:1]) if role in case.spec.biases else None
-    x, dy = (rng.standard_normal((case.batch, case.size, case.spec.width)) for _ in range(2))
+def build_block(case: BlockCase) -> Network:
+    """The arrays of a block."""
+    rng, kind, weights = np.random.default_rng(case.seed), case.spec, dict[str, Array]()
+    shapes, inputs = kind.shapes(), (case.batch, case.size, kind.width)
+    for role, shape in {"norm1": (kind.width,), "norm2": (kind.width,), **shapes}.items():
+        weights[f"{role}.weight"] = entries(rng, f"{role}.weight", *shape)
+        if role in kind.biases:
+            weights[f"{role}.bias"] = entries(rng, f"{role}.bias", shape[0])
     adapters = {role: one.adapter(shapes[role]) for role, one in case.adapters.items()}
-    return Block(parameters, adapters, x, dy, None if case.mask is None else np.array(case.mask))
+    modules = {role: (f"{role}.weight", shape, False) for role, shape in shapes.items()}
+    given = {} if case.mask is None else {"attention_mask": np.array(case.mask)}
+    x, dy = rng.standard_normal(inputs), rng.standard_normal(inputs)
+    return Network(case, weights, modules, adapters, given, {"x": x}, dy)
 
 
 @dataclass(frozen=True)
@@ -192,6 +231,11 @@ class ModelCase:
     embedded: bool
     seed: int
     adapters: Mapping[str, Chosen] = field(default_factory=dict)
+
+    @property
+    def causal(self) -> bool:
+        """Whether no logits see a later token."""
+        return self.name in ("GPT-2", "Llama")
 
 
 # What the config.json of a tiny model may hold: every key that changes what it computes; where several stand, together.
@@ -238,30 +282,15 @@ def draw_model(name: str) -> Callable[[Choose], ModelCase]:
     return draw
 
 
-class Model(NamedTuple):
-    """A model's arrays on the host: weights by saved name, linear modules and adapters by name, and its inputs.
-
-    ``given``: ids, labels and mask, of types of their own; ``floats``: pixels, and embeddings in place of tokens.
-    """
-
-    case: ModelCase
-    weights: dict[str, Array]
-    modules: Mapping[str, stacks.Layer]
-    adapters: dict[str, Adapter]
-    given: dict[str, Array]
-    floats: dict[str, Array]
-
-
-def build_model(case: ModelCase) -> Model:
-    """The arrays of a model, as its stack asks for them, of entries of order one."""
+def build_model(case: ModelCase) -> Network:
+    """The arrays of a model, as its stack asks for them."""
     rng, keys, tokens = np.random.default_rng(case.seed), case.keys, (case.batch, case.size)
     text, vision, modules = keys.get("text_config", keys), keys.get("vision_config", keys), dict[str, stacks.Layer]()
     weights, given, floats = dict[str, Array](), dict[str, Array](), dict[str, Array]()
     longest = [int(np.iinfo(dtype).max) + 1 for dtype in case.dtypes]
 
     def tensor(name: str, *shape: int) -> Array:
-        x, norm = rng.standard_normal(shape), len(shape) == 1 and name.endswith(".weight")
-        return weights.setdefault(name, 1 + 0.3 * x if norm else x / math.prod(shape[1:]) ** 0.5)
+        return weights.setdefault(name, entries(rng, name, *shape))
 
     if case.name != "ViT":
         given["ids"] = rng.integers(0, min(text["vocab_size"], longest[0]), tokens, case.dtypes[0])
@@ -280,4 +309,4 @@ def build_model(case: ModelCase) -> Model:
     if case.embedded and case.name != "ViT":  # as wide as the table that is read first
         floats["embeddings"] = rng.standard_normal((*tokens, next(iter(weights.values())).shape[1]))
     adapters = {name: one.adapter(modules[name][1]) for name, one in case.adapters.items()}
-    return Model(case, weights, modules, adapters, given, floats)
+    return Network(case, weights, modules, adapters, given, floats)

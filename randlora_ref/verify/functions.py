@@ -6,13 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from .. import arrays, nn, spec
-from .configurations import ROPE, Choose, draw_mask
+from .. import nn, spec
+from .configurations import ROPE, SEEDS, Backend, Choose, draw_mask
 from .points import Point, Results
 
 Array = Any
 Drawn = Callable[[Choose, np.random.Generator], Point]
 LEADING = ((3,), (), (1,), (2, 3), (0,), (2, 1, 2))
+
+
+def flat(found: Any) -> list[Array]:
+    """The arrays of nested tuples in order, None left out."""
+    if isinstance(found, tuple):
+        return [x for part in found for x in flat(part)]
+    return [] if found is None else [found]
 
 
 def pair(
@@ -21,48 +28,33 @@ def pair(
 ) -> Point:  # fmt: skip
     """The point of a function with one output: ``back`` and ``gradients`` answer in the order of ``values``."""
 
-    def named(found: Any) -> Results:
-        found = found if isinstance(found, tuple) else (found,)
-        return dict(zip(values, (x for x in found if x is not None), strict=True))
-
     def code(values: Results, dy: Array | None) -> Results:
         y, cache = run(**values)
-        return {"y": y} | ({} if dy is None else named(back(dy, cache)))
+        return {"y": y} | ({} if dy is None else dict(zip(values, flat(back(dy, cache)), strict=True)))
 
-    def specification(values: Results, dy: Array | None) -> Results:
-        found = {} if dy is None else named(gradients(dy, **values))
-        return {"y": np.asarray(value(**values))} | {name: x + 0 * values[name] for name, x in found.items()}
+    def specification(values: Results, dy: Array) -> Results:
+        found = zip(values, flat(gradients(dy, **values)), strict=True)
+        return {"y": np.asarray(value(**values))} | {name: x + 0 * values[name] for name, x in found}
 
     dy = np.asarray(rng.standard_normal(np.shape(value(**values))))
     return Point(values, dy, code, specification, size * float(np.max(np.abs(dy), initial=0.0)))
 
 
-def of_layer(back: Callable[..., Any], **options: Any) -> Callable[..., tuple[Array, ...]]:
-    """∂L/∂x, then those of the weight and the bias, of a backward that gives them as fields."""
-
-    def found(*arguments: Any, **values: Array) -> tuple[Array, ...]:
-        dx, own = back(*arguments, **values, **options)
-        return dx, own.weight, own.bias
-
-    return found
-
-
-def beside(x: Array, host: Array) -> Array:
-    """A host array brought to the library and device of ``x``."""
-    return None if host is None else arrays.from_numpy(arrays.namespace_of("x", x), host, arrays.device_of(x))
+def alike_in_both(name: str, **options: Any) -> list[Callable[..., Any]]:
+    """The function of ``nn`` and that of ``spec`` of the same name, and the latter's gradient."""
+    return [partial(getattr(room, name + end), **options) for room, end in ((nn, ""), (spec, ""), (spec, "_backward"))]
 
 
 def linear(choose: Choose, rng: np.random.Generator) -> Point:
-    """A layer without adapter; blocks have those with one."""
+    """A layer without adapter; ``layers`` has those with one."""
     out, in_, leading = choose((3, 1, 5)), choose((4, 1, 7)), choose(LEADING)
     values: Results = {"x": rng.standard_normal((*leading, in_)), "weight": rng.standard_normal((out, in_))}
     values |= {"bias": rng.standard_normal(out)} if choose((True, False)) else {}
 
-    def gradients(dy: Array, x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, ...]:
-        found = spec.linear_backward(dy, x, weight, bias, None)
-        return found.x, found.weight, found.bias
+    def gradients(dy: Array, x: Array, weight: Array, bias: Array | None = None) -> Any:
+        return spec.linear_backward(dy, x, weight, bias, None)[1:4]
 
-    back = of_layer(nn.linear_backward, weight_grad=True)
+    back = partial(nn.linear_backward, weight_grad=True)
     return pair(rng, values, nn.linear, back, partial(spec.linear, bias=None), gradients)
 
 
@@ -73,14 +65,11 @@ def norm(name: str) -> Drawn:
         width, leading, eps = choose((5, 3, 2, 16)), choose(LEADING), choose((1e-5, 1e-12, 0.5))
         x, weight = rng.standard_normal((*leading, width)) + choose((0.0, 10.0)), rng.standard_normal(width)
         values = {"x": x, "weight": weight} | ({"bias": rng.standard_normal(width)} if choose((True, False)) else {})
-        run, value, gradients = (
-            partial(f, bias=None, eps=eps)
-            for f in (getattr(nn, name), getattr(spec, name), getattr(spec, f"{name}_backward"))
-        )
+        run, value, gradients = alike_in_both(name, bias=None, eps=eps)
         c = x - np.mean(x, axis=-1, keepdims=True) * (name == "layer_norm")
         root = np.sqrt(np.min(np.mean(c * c, axis=-1), initial=1.0) + eps)  # g/root is what ∂L/∂x is a difference of
         size = float(np.max(np.abs(weight)) / root)
-        return pair(rng, values, run, of_layer(nn.norm_backward, weight_grad=True), value, gradients, size)
+        return pair(rng, values, run, partial(nn.norm_backward, weight_grad=True), value, gradients, size)
 
     return draw
 
@@ -104,9 +93,7 @@ def activation(kind: str) -> Drawn:
 
     def draw(choose: Choose, rng: np.random.Generator) -> Point:
         x = choose((1.0, 4.0, 30.0)) * rng.standard_normal((*choose(LEADING), choose((4, 1, 9))))
-        run, value, gradients = (
-            partial(f, kind=kind) for f in (nn.activation, spec.activation, spec.activation_backward)
-        )
+        run, value, gradients = alike_in_both("activation", kind=kind)
         # erf is right to its own last place, so exact GELU is to x's, not to its own small one far to the left
         size = float(np.max(np.abs(x), initial=0.0)) * (kind == "gelu")
         return pair(rng, {"x": x}, run, nn.activation_backward, value, gradients, size)
@@ -133,33 +120,33 @@ def embedding(choose: Choose, rng: np.random.Generator) -> Point:
     size, dtype = choose((5, 1, 300)), choose(("int64", "uint8", "int16", "uint32"))
     ids = rng.integers(0, min(size, 256), choose(((2, 3), (1, 9), (0,), (4,)))).astype(dtype)
 
-    def code(values: Results, dy: Array | None) -> Results:
-        y, cache = nn.embedding(beside(values["table"], ids), values["table"])
-        return {"y": y} | ({} if dy is None else {"table": nn.embedding_backward(dy, cache)})
+    one_hot = (ids.reshape(-1)[:, None] == np.arange(size)).astype(np.float32)
 
-    def specification(values: Results, dy: Array | None) -> Results:
-        one_hot = (ids.reshape(-1)[:, None] == np.arange(size)).astype(values["table"].dtype)
-        y = (one_hot @ values["table"]).reshape(*ids.shape, 3)
-        return {"y": y} | ({} if dy is None else {"table": one_hot.T @ dy.reshape(-1, 3)})
+    def run(table: Array) -> Any:
+        return nn.embedding(Backend.of(table).array(ids), table)
 
-    return Point({"table": rng.standard_normal((size, 3))}, rng.standard_normal((*ids.shape, 3)), code, specification)
+    def value(table: Array) -> Array:
+        return (one_hot @ table).reshape(*ids.shape, 3)
+
+    def gradients(dy: Array, table: Array) -> Array:
+        return one_hot.T @ dy.reshape(-1, 3)
+
+    return pair(rng, {"table": rng.standard_normal((size, 3))}, run, nn.embedding_backward, value, gradients)
 
 
 def patches(choose: Choose, rng: np.random.Generator) -> Point:
-    """Each pixel in its patch, by the place it is read from."""
+    """Each pixel in its patch, by the number of the pixel that stands there."""
     size, (batch, channels, down, across) = choose((2, 1, 3)), choose(((2, 3, 2, 1), (1, 1, 1, 3), (3, 2, 2, 2)))
     shape = (batch, channels, down * size, across * size)
-    place = np.array([
-        [c * shape[2] * shape[3] + (i * size + a) * shape[3] + j * size + b
-         for c in range(channels) for a in range(size) for b in range(size)]
-        for i in range(down) for j in range(across)
-    ])  # fmt: skip
+    numbers = np.arange(shape[1] * shape[2] * shape[3]).reshape(shape[1:])
+    corners = [(size * i, size * j) for i in range(down) for j in range(across)]
+    order = np.array([numbers[:, i : i + size, j : j + size].reshape(-1) for i, j in corners])
 
     def value(pixels: Array) -> Array:
-        return pixels.reshape(batch, -1)[:, place]
+        return pixels.reshape(batch, -1)[:, order]
 
     def gradients(dy: Array, pixels: Array) -> Array:
-        return dy.reshape(batch, -1)[:, np.argsort(place.reshape(-1))].reshape(shape)
+        return dy.reshape(batch, -1)[:, np.argsort(order.reshape(-1))].reshape(shape)
 
     values = {"pixels": rng.standard_normal(shape)}
     return pair(rng, values, partial(nn.patches, size=size), nn.patches_backward, value, gradients)
@@ -193,11 +180,11 @@ def attention(choose: Choose, rng: np.random.Generator) -> Point:
     seen = spec.visible(size, causal, mask)
 
     def run(q: Array, k: Array, v: Array) -> Any:
-        return nn.attention(q, k, v, nn.additive_mask(q, size, causal=causal, mask=beside(q, mask)))
+        return nn.attention(q, k, v, nn.additive_mask(q, size, causal=causal, mask=Backend.of(q).array(mask)))
 
     # ∂L/∂S is a difference of sums over v, and ∂L/∂q one of those times k
     least = np.max(np.abs(values["v"])) * width**0.5 * max(np.max(np.abs(values["q"])), np.max(np.abs(values["k"])))
-    value, gradients = partial(spec.attention, seen=seen), partial(spec.attention_backward, seen=seen)
+    _, value, gradients = alike_in_both("attention", seen=seen)
     return pair(rng, values, run, nn.attention_backward, value, gradients, float(least))
 
 
@@ -210,11 +197,9 @@ def cross_entropy(choose: Choose, rng: np.random.Generator) -> Point:
     values = {"logits": choose((1.0, 100.0)) * rng.standard_normal((rows, size)) + choose((0.0, 1000.0, -1000.0))}
 
     def run(logits: Array) -> Any:
-        return nn.cross_entropy(logits, beside(logits, labels), ignored=ignored)
+        return nn.cross_entropy(logits, Backend.of(logits).array(labels), ignored=ignored)
 
-    value, gradients = (
-        partial(f, labels=labels, ignored=ignored) for f in (spec.cross_entropy, spec.cross_entropy_backward)
-    )
+    _, value, gradients = alike_in_both("cross_entropy", labels=labels, ignored=ignored)
     size = 1 / rows  # of p and e_label, whose difference may cancel
     return pair(rng, values, run, lambda dy, cache: nn.cross_entropy_backward(cache, dy), value, gradients, size)
 
@@ -242,17 +227,12 @@ def contrastive(choose: Choose, rng: np.random.Generator) -> Point:
     return pair(rng, values, nn.contrastive, lambda dy, cache: back(cache, dy), value, gradients, size)
 
 
-FUNCTIONS: dict[str, Drawn] = {
-    "linear": linear,
-    "layer_norm": norm("layer_norm"),
-    "rms_norm": norm("rms_norm"),
-    "normalize": normalize,
-    **{kind: activation(kind) for kind in ("gelu", "gelu_tanh", "quick_gelu", "silu")},
-    "gated": gated,
-    "embedding": embedding,
-    "patches": patches,
-    "rotary": rotary,
-    "attention": attention,
-    "cross_entropy": cross_entropy,
-    "contrastive": contrastive,
-}
+PLAIN = (linear, normalize, gated, embedding, patches, rotary, attention, cross_entropy, contrastive)
+FUNCTIONS: dict[str, Drawn] = {name: norm(name) for name in ("layer_norm", "rms_norm")}
+FUNCTIONS |= {kind: activation(kind) for kind in ("gelu", "gelu_tanh", "quick_gelu", "silu")}
+FUNCTIONS |= {one.__name__: one for one in PLAIN}
+
+
+def draw_function(name: str, choose: Choose) -> Point:
+    """A function of ``nn`` at a drawn point."""
+    return FUNCTIONS[name](choose, np.random.default_rng(choose(SEEDS)))

@@ -31,12 +31,6 @@ def ratio(actual: Array, expected: Array, allowed: Array) -> float:
     return float(np.max(np.abs(actual - expected) / allowed, initial=0.0))
 
 
-def relative_error(actual: Array, expected: Array, gauge: Array, u: float) -> float:
-    """max|a − b| / max(max|b|, u·max G) of two host arrays: a true zero compares as zero, non-finite as infinite."""
-    scale = max(np.max(np.abs(expected), initial=0.0), u * np.max(gauge, initial=0.0))
-    return ratio(actual, expected, scale if scale > 0 else TINY)
-
-
 def layer_gauges(case: dict[str, Any]) -> dict[str, Array]:
     """G of y, x, weight, bias, lambda_, gamma and delta_weight of a layer: ``spec`` on absolute values, in float64.
 

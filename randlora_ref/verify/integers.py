@@ -15,42 +15,27 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 
 Array = Any
+Sizes = tuple[int, ...]
 
 
-def small(rng: np.random.Generator, *shape: int, size: int = 3) -> Array:
+def small(rng: Generator, *shape: int, size: int = 3) -> Array:
     """Integers in [−size, size], held in float64."""
     return rng.integers(-size, size + 1, shape).astype(np.float64)
 
 
 def layer_case(
-    rng: np.random.Generator,
-    shape: tuple[int, int],
-    rank: int,
-    n: int,
-    leading: tuple[int, ...] = (5,),
-    pairing: str = "literal",
-    mask: bool = False,
+    rng: Generator, shape: Sizes, rank: int, n: int, leading: Sizes = (5,), pairing: str = "literal", mask: bool = False
 ) -> dict[str, Any]:
     """Arguments of ``spec.backward``, and ``bias``, by name, all integers; the bases are one larger than the layer."""
-    D, d = max(shape), min(shape)
-    case = {
-        "x": small(rng, *leading, shape[1]),
-        "dy": small(rng, *leading, shape[0]),
-        "weight": small(rng, *shape),
-        "bias": small(rng, shape[0]),
-        "A": small(rng, rank, d + 1, size=1),
-        "B": small(rng, n + 1, D + 1, rank, size=1),
-        "lambda_": small(rng, n, rank),
-        "gamma": small(rng, n, d),
-        "scaling": 0.5,
-        "pairing": pairing,
-        "dropout_mask": None,
-    }
-    if mask:
-        case["dropout_mask"] = 2.0 * rng.integers(0, 2, case["x"].shape)  # p = 1/2: kept values count twice
-    return case
+    (out, in_), D, d = shape, max(shape), min(shape)
+    sizes = {"x": (*leading, in_), "dy": (*leading, out), "weight": shape, "bias": (out,)}
+    sizes |= {"A": (rank, d + 1), "B": (n + 1, D + 1, rank), "lambda_": (n, rank), "gamma": (n, d)}
+    case: dict[str, Any] = {name: small(rng, *size, size=1 if name in "AB" else 3) for name, size in sizes.items()}
+    kept = 2.0 * rng.integers(0, 2, case["x"].shape) if mask else None  # p = 1/2: kept values count twice
+    return case | {"scaling": 0.5, "pairing": pairing, "dropout_mask": kept}
 
 
 def adjoint_gap(f: Callable[[Array], Array], point: Array, gradient: Array, step: Array, cotangent: Array) -> float:

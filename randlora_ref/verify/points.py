@@ -1,17 +1,20 @@
 """A function at one point, by the code and by its specification, and what must hold there whatever the function is.
 
-Every property takes a point and gives one figure, which its limit in ``PROPERTIES`` bounds: NaN fails, non-finite is
-infinite. Functions of ``nn``, whole blocks and whole models are all points.
+Every property takes a point and gives one figure, which its limit bounds: NaN fails, non-finite is infinite. Functions
+of ``nn``, single layers, whole blocks and whole models are all points.
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import arrays
+from . import gauge
 from .complex_step import directional
 from .configurations import HOST, Backend
+from .integers import adjoint_gap, small
 
 Array = Any
 Results = dict[str, Array]
@@ -22,15 +25,16 @@ UNDERFLOW = 1e-290  # smaller numbers lose digits that no formula can keep
 class Point(NamedTuple):
     """``values``: all that is differentiated, by name, float64 on the host; ``dy``: the cotangent of output "y".
 
-    ``run(values, dy)`` is the code, on any library and in any precision, ``expected(values, dy)`` the specification, on
-    NumPy. Both give outputs by name, and gradients under the names of ``values``; ``dy`` None asks for outputs alone.
+    ``run(values, dy)`` is the code, on any library and in any precision; ``dy`` None asks for outputs alone.
+    ``expected(values, dy)`` is the specification, on NumPy. Both give outputs by name, and gradients under the names of
+    ``values``.
     ``size`` is the least scale on which results are compared: that of what they are differences of.
     """
 
     values: Results
     dy: Array
     run: Callable[[Results, Array | None], Results]
-    expected: Callable[[Results, Array | None], Results]
+    expected: Callable[[Results, Array], Results]
     size: float = 0.0
 
     def results(self, backend: Backend = HOST, dtype: str = "float64", dy: Array | None = None) -> Results:
@@ -41,25 +45,46 @@ class Point(NamedTuple):
 
 
 class Property(NamedTuple):
-    """What must hold: ``figure(subject, backend)`` <= ``limit``, and whence the limit comes."""
+    """What must hold: 0 <= ``figure`` <= ``limit``, which NaN is not; ``formula`` says whence the limit.
+
+    ``figure`` is a number; until it is taken, what takes it of a subject on a backend.
+    """
 
     name: str
-    figure: Callable[[Any, Backend], float]
+    figure: Any
     limit: float
     formula: str
+
+    def of(self, subject: Any, backend: Backend) -> "Property":
+        """The property of one subject, its figure taken."""
+        return self._replace(figure=float(self.figure(subject, backend)))
+
+    @property
+    def ok(self) -> bool:
+        """Whether it holds; no figure is negative."""
+        return bool(0 <= self.figure <= self.limit)
+
+
+def through(point: Callable[[Any], Point], properties: Iterable[Property]) -> tuple[Property, ...]:
+    """The properties of a point, of what it is the ``point`` of."""
+
+    def figure(subject: Any, backend: Backend, of: Callable[[Point, Backend], float]) -> float:
+        return of(point(subject), backend)
+
+    return tuple(one._replace(figure=partial(figure, of=one.figure)) for one in properties)
+
+
+def differ(found: Results, right: Results) -> float:
+    """How many entries of the tensors of ``right`` are others in ``found``; NaN is, and so is all of another shape."""
+    alike = (np.shape(found[name]) == np.shape(x) and found[name] == x for name, x in right.items())
+    return float(sum(np.sum(~np.asarray(same)) for same in alike))
 
 
 def apart(found: Results, right: Results, names: Iterable[str], size: float = 0.0, share: float = 2.0**-10) -> float:
     """The worst max|a − b|/max(max|b|, ``share`` of the largest entry of all, ``size``) over the tensors ``names``."""
-    largest = max((float(np.max(np.abs(b), initial=0.0)) for b in right.values()), default=0.0)
-    worst = 0.0
-    for name in names:
-        a, b = np.asarray(found[name]), np.asarray(right[name])
-        if a.shape != b.shape or not np.all(np.isfinite(a)) or not np.all(np.isfinite(b)):
-            return float("inf")
-        scale = max(float(np.max(np.abs(b), initial=0.0)), share * largest, size, UNDERFLOW)
-        worst = max(worst, float(np.max(np.abs(a - b), initial=0.0)) / scale)
-    return worst
+    scales = {name: float(np.max(np.abs(b), initial=0.0)) for name, b in right.items()}
+    least = max(share * max(scales.values(), default=0.0), size, UNDERFLOW)
+    return max((gauge.ratio(found[name], right[name], max(scales[name], least)) for name in names), default=0.0)
 
 
 def conditioned(error: float, point: Point) -> float:
@@ -82,64 +107,61 @@ def alike(point: Point, backend: Backend, right: Results) -> float:
     return conditioned(apart(point.results(backend), right, right), point)
 
 
-def outputs(point: Point, backend: Backend) -> float:
-    """The outputs beside the specification's."""
+def specified(point: Point, backend: Backend, gradients: bool, share: float = 2.0**-10) -> float:
+    """The outputs, or every gradient, that the specification gives, beside it."""
     found, right = point.results(backend), point.expected(point.values, point.dy)
-    return conditioned(apart(found, right, set(right) - set(point.values), point.size), point)
+    names = [name for name in right if (name in point.values) == gradients]
+    return conditioned(apart(found, right, names, point.size, share), point)
 
 
-def gradients(point: Point, backend: Backend) -> float:
-    """Every gradient that the specification gives, beside it."""
-    found, right = point.results(backend), point.expected(point.values, point.dy)
-    return conditioned(apart(found, right, set(right) & set(point.values), point.size), point)
+def equal(point: Point, backend: Backend) -> float:
+    """Entries that are not the specification's, in float64 and in float32."""
+    right = point.expected(point.values, point.dy)
+    return sum(differ(point.results(backend, dtype), right) for dtype in ("float64", "float32"))
 
 
-def step_gaps(point: Point, names: Iterable[str] | None = None) -> dict[str, tuple[Array, Array, float]]:
-    """By tensor of ``names`` (None: all): ⟨g, u⟩ and the complex step along three random u; the largest Σ|g∘u|."""
-    rng, found, gaps = np.random.default_rng(0), point.results(), {}
+def adjoint(point: Point, backend: Backend) -> float:
+    """|⟨dy, f(p + u) − f(p)⟩ − ⟨∂L/∂p, u⟩| of integers, for each p that f is affine in: exact (``integers``)."""
+    rng, found = np.random.default_rng(0), point.results(backend)
+
+    def output(p: Array, name: str) -> Array:
+        return point._replace(values=point.values | {name: p}).results(backend)["y"]
+
+    gaps = [
+        adjoint_gap(partial(output, name=name), value, found[name], small(rng, *value.shape), point.dy)
+        for name, value in point.values.items()
+    ]
+    return float(np.sum(np.abs(gaps)))
+
+
+def step(point: Point, backend: Backend, names: Iterable[str] | None = None, share: float = 1.0) -> float:
+    """⟨g, u⟩ beside the complex step along three random u, for each tensor of ``names`` (None: all), on the host.
+
+    Relative to the derivative, a small one to 2⁻¹⁰ of the largest derivative or entry of a gradient, or to ``share`` of
+    the point's own scale.
+    """
+    rng, found, ours, exact = np.random.default_rng(0), point.results(), Results(), Results()
     for name in point.values if names is None else names:
-        value = point.values[name]
 
         def loss(x: Array, name: str = name) -> Array:
             return np.sum(point.dy * point.run(point.values | {name: x}, None)["y"])
 
-        u = [rng.standard_normal(value.shape) for _ in range(3)]
-        ours = [np.sum(found[name] * one) for one in u]
-        sizes = [float(np.sum(np.abs(found[name] * one))) for one in u]
-        gaps[name] = np.array(ours), np.array([directional(loss, value, one) for one in u]), max(sizes)
-    return gaps
-
-
-def step(point: Point, backend: Backend) -> float:
-    """The complex step of a single function: relative to the derivative, a small one to 2⁻¹⁰ of the largest."""
-    gaps = step_gaps(point)
-    found, right = ({name: gap[side] for name, gap in gaps.items()} for side in (0, 1))
-    return apart(found, right, gaps, point.size)
-
-
-def drawn_step(point: Point, backend: Backend, names: Iterable[str] | None = None) -> float:
-    """The complex step of a drawn block or model: |⟨g, u⟩ − step| over max(Σ|g∘u|, 1e-3·the largest gradient)."""
-    gaps = step_gaps(point, names)
-    sizes = [float(np.max(np.abs(x))) for name, x in point.results().items() if name in point.values]
-    largest = max(point.size, *sizes)
-    worst = [
-        float(np.max(np.abs(ours - exact))) / max(size, 1e-3 * largest, np.finfo(float).tiny)
-        for ours, exact, size in gaps.values()
-    ]
-    return max(worst) if np.all(np.isfinite(worst)) else float("inf")
+        ways = [rng.standard_normal(point.values[name].shape) for _ in range(3)]
+        ours[name] = np.array([np.sum(found[name] * u) for u in ways])
+        exact[name] = np.array([directional(loss, point.values[name], u) for u in ways])
+    largest = max(float(np.max(np.abs(found[name]), initial=0.0)) for name in point.values)
+    return apart(ours, exact, ours, max(share * point.size, 2.0**-10 * largest))
 
 
 def cotangent(point: Point, backend: Backend) -> float:
-    """Gradients are linear in the cotangent, and exactly zero for a zero one."""
-    other = np.random.default_rng(1).standard_normal(np.shape(point.dy))
-    once, moved, both, zero = (
-        point.results(backend, dy=dy) for dy in (point.dy, other, 2 * point.dy + other, 0 * other)
-    )
-    names = point.values.keys()
-    if any(np.any(zero[name] != 0) for name in names):
+    """Gradients are linear in the cotangent (exactly, of integers), and exactly zero for a zero one."""
+    other = small(np.random.default_rng(1), *point.dy.shape)
+    cotangents = (point.dy, other, 2 * point.dy + other, 0 * other)
+    once, moved, both, zero = (point.results(backend, dy=dy) for dy in cotangents)
+    if any(np.any(zero[name] != 0) for name in point.values):
         return float("inf")
-    right = {name: 2 * once[name] + moved[name] for name in names}
-    return conditioned(apart(both, right, names, 3 * point.size), point)
+    right = {name: 2 * once[name] + moved[name] for name in point.values}
+    return conditioned(apart(both, right, right, 3 * point.size), point)
 
 
 def single(point: Point, backend: Backend) -> float:
@@ -167,19 +189,25 @@ def single(point: Point, backend: Backend) -> float:
 
 def repeats(point: Point, backend: Backend) -> float:
     """Entries that differ between two runs, or between arguments before and after."""
-    before = {name: x.copy() for name, x in point.values.items()}
+    arguments = point.values | {"dy": point.dy}
+    before = {name: x.copy() for name, x in arguments.items()}
     first, second = point.results(backend), point.results(backend)
-    same = [np.sum(~(first[name] == second[name])) for name in first]
-    return float(sum(same) + sum(np.sum(before[name] != x) for name, x in point.values.items()))
+    return differ(first, second) + differ(before, arguments)
 
 
 ALIKE = "max|a − b|/max(max|b|, largest/2¹⁰), or beside 4·what an ulp moves"
-PROPERTIES: tuple[Property, ...] = (
-    Property("outputs are the specification's", outputs, 1e-12, ALIKE),
-    Property("gradients are the specification's", gradients, 1e-12, ALIKE),
-    Property("linear in the cotangent, zero for zero", cotangent, 1e-12, ALIKE),
-    Property("float32", single, 1, "2·the specification's own float32 error + 16·u"),
-    Property("two runs, arguments unchanged: entries that differ", repeats, 0, "bits"),
+OUTPUTS = Property("outputs are the specification's", partial(specified, gradients=False), LIMIT, ALIKE)
+GRADIENTS = Property("gradients are the specification's", partial(specified, gradients=True), LIMIT, ALIKE)
+COTANGENT = Property("linear in the cotangent, zero for zero", cotangent, LIMIT, ALIKE)
+SINGLE = Property("float32", single, 1, "2·the specification's own float32 error + 16·u")
+REPEATS = Property("two runs, arguments unchanged: entries that differ", repeats, 0, "bits")
+PROPERTIES = (OUTPUTS, GRADIENTS, COTANGENT, SINGLE, REPEATS)
+STEP = Property("gradients by the complex step", step, LIMIT, ALIKE)
+drawn_step = partial(step, share=2.0**-10)  # through a whole block or model
+DRAWN_STEP = STEP._replace(figure=drawn_step, limit=1e-8)
+EXACT = (  # on integers
+    Property("results beside the specification, entries that differ", equal, 0, "integers"),
+    Property("every gradient by the exact adjoint, sum of gaps", adjoint, 0, "integers"),
+    COTANGENT._replace(limit=0, formula="integers"),
+    REPEATS,
 )
-STEP = Property("gradients by the complex step", step, 1e-12, ALIKE)
-DRAWN_STEP = Property("gradients by the complex step", drawn_step, 1e-8, "over max(Σ|g∘u|, largest/10³)")

@@ -144,11 +144,14 @@ def first_steps(case: BlockCase, backend: Backend) -> float:
 
     x and dy of each layer are what ``spec.block`` gives in float64, at Λ and Γ rounded; from them on nothing is.
     """
-    block: Any = build_block(case)
-    updates, ranks, wrong = dict[str, spec.Update](), dict.fromkeys(block.adapters, 0), 0
-    for role, one in block.adapters.items():
-        numbers = map(fractions, (one.bases.A, one.bases.B, one.lambda_, one.gamma, one.scaling))
-        updates[role] = spec.Update._make([*numbers, one.dialect.pairing, None, one.dialect.orientation])
+    block, updates = build_block(case), dict[str, spec.Update]()
+    ranks, wrong = dict.fromkeys(block.adapters, 0), 0
+    for role, adapter in block.adapters.items():
+        one: Any = adapter
+        numbers = one.bases.A, one.bases.B, one.lambda_, one.gamma, one.scaling
+        updates[role] = spec.Update._make(
+            [*map(fractions, numbers), one.dialect.pairing, None, one.dialect.orientation]
+        )
     seen = spec.visible(case.size, case.causal, block.mask)
     tables = case.rotary and spec.rotary_tables(case.size, case.spec.head_width, *case.rotary)
     for step in range(3):
@@ -159,7 +162,7 @@ def first_steps(case: BlockCase, backend: Backend) -> float:
             rounded[role] = spec.Update._make([*(np.asarray(x, float) for x in own[:5]), *own[5:]])
         if step == 2:
             break
-        arguments = block.x, case.spec, block.parameters, rounded, seen, tables
+        arguments = block.floats["x"], case.spec, block.parameters, rounded, seen, tables
         y, inputs = spec.block_forward(*arguments)
         _, gradients = spec.block_backward(y - block.dy, *arguments)
         for role, own in updates.items():

@@ -10,23 +10,24 @@ from hypothesis import given, settings
 from strategies import drawn, examples, holds
 
 from randlora_ref.verify import models, points
-from randlora_ref.verify.configurations import HOST, Backend, Model, ModelCase, build_model, draw_model
+from randlora_ref.verify.configurations import HOST, Backend, ModelCase, Network, build_model, draw_model
+from randlora_ref.verify.invariances import INVARIANCES
 
 LEARNED = ("lambda_", "gamma", "A", "B", "lambda_b", "lambda_d", "c0", "c1", "delta")
 
 
-def all_hold(name: str, model: Model, backend: Backend) -> None:
+def all_hold(name: str, model: Network, backend: Backend) -> None:
     """What needs the code alone, on read-only arrays."""
     place = models.point(model)
     for x in (*place.values.values(), *model.given.values()):
         x.setflags(write=False)
     for one in models.PROPERTIES:
         holds(name, one, place, backend)
-    for one in models.OF_MODELS:
+    for one in (*INVARIANCES, *models.OF_MODELS):
         holds(name, one, model, backend)
 
 
-def kinds(model: Model) -> dict[str, str]:
+def kinds(model: Network) -> dict[str, str]:
     """A tensor of each kind: a saved name without its numbers; a learned array's by its adapter's method.
 
     A table of tokens that is the head too, or has a row for padding, or is not looked up, is of a kind of its own.

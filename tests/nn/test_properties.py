@@ -1,32 +1,24 @@
 """``nn`` and the block over drawn configurations: every property of ``verify``, on every array library."""
 
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from strategies import drawn, examples, holds
 
 from randlora_ref import nn
 from randlora_ref.verify import block, functions, points
-from randlora_ref.verify.configurations import SEEDS, Backend, BlockCase, Choose, Chosen, draw_block
-
-
-def at(name: str) -> Any:
-    """A function of ``nn`` at a drawn point."""
-
-    def draw(choose: Choose) -> points.Point:
-        rng = np.random.default_rng(choose(SEEDS))
-        return functions.FUNCTIONS[name](choose, rng)
-
-    return drawn(draw)
+from randlora_ref.verify.configurations import Backend, BlockCase, Chosen, build_block, draw_block
+from randlora_ref.verify.functions import draw_function
+from randlora_ref.verify.invariances import INVARIANCES
 
 
 @pytest.mark.parametrize("name", functions.FUNCTIONS)
 def test_functions(name: str) -> None:
     """Each function of ``nn`` equals its specification, in value and gradient; the rest of its properties."""
 
-    @given(at(name))
+    @given(drawn(partial(draw_function, name)))
     def check(point: points.Point) -> None:
         for one in (*points.PROPERTIES, points.STEP):
             holds(f"nn.{name}", one, point)
@@ -56,19 +48,19 @@ def test_blocks(case: Any) -> None:
 @examples(20)
 @given(drawn(draw_block))
 def test_what_changes_nothing_in_a_block(case: Any) -> None:
-    """Batch, padding, later tokens, merging, one more adapter at its start, laws of ΔW."""
-    for one in block.INVARIANCES:
-        holds("block", one, case)
+    """Batch, order, padding, later tokens, merging, one more adapter at its start, laws of ΔW."""
+    for one in (*INVARIANCES, *block.LAWS):
+        holds("block", one, build_block(case))
 
 
 @pytest.mark.parametrize("name", [*functions.FUNCTIONS, "block"])
 def test_every_array_library(library: Any, name: str) -> None:
     """The same values and gradients on every library and device, in float64 and float32, on read-only arrays."""
     backend = Backend(library.xp, library.device)
-    subject = drawn(lambda choose: block.point(draw_block(choose))) if name == "block" else at(name)
+    draw = (lambda choose: block.point(draw_block(choose))) if name == "block" else partial(draw_function, name)
 
     @settings(max_examples=5)
-    @given(subject)
+    @given(drawn(draw))
     def check(point: points.Point) -> None:
         read_only = {key: x.copy() for key, x in point.values.items()}
         for x in read_only.values():

@@ -132,7 +132,8 @@ def test_the_audit_sees_it_too(fault: str, monkeypatch: pytest.MonkeyPatch) -> N
     """``randlora-ref verify`` draws enough of each."""
     expected, owner, name, broken = faults()[fault]
     monkeypatch.setattr(owner, name, broken)
-    assert any(one.name.startswith(expected) and not one.ok for one in audit.properties(parts=["rank"]))
+    found = [one.name for one in audit.properties(parts=["rank", "rank after steps"]) if not one.ok]
+    assert any(one.partition(": ")[2].startswith(expected) for one in found), found
 
 
 # -- where the law and the stored numbers part ------------------------------------------------------------
@@ -163,7 +164,7 @@ def test_how_many_tokens_the_gradient_of_queries_and_keys_has(causal: bool, rota
     case = block_of(8, 4, causal, False, rotary)
     block = configurations.build_block(case)
     tables = case.rotary and spec.rotary_tables(4, 4, *case.rotary)
-    arguments = block.x, case.spec, block.parameters, {}, spec.visible(4, causal), tables
+    arguments = block.floats["x"], case.spec, block.parameters, {}, spec.visible(4, causal), tables
     y, inputs = spec.block_forward(*arguments)
     _, found = spec.block_backward(y - block.dy, *arguments)
     stored, numerical = {}, {}
