@@ -198,11 +198,12 @@ def repeats(point: Point, backend: Backend) -> float:
 ALIKE = "max|a − b|/max(max|b|, largest/2¹⁰), or beside 4·what an ulp moves"
 OUTPUTS = Property("outputs are the specification's", partial(specified, gradients=False), LIMIT, ALIKE)
 GRADIENTS = Property("gradients are the specification's", partial(specified, gradients=True), LIMIT, ALIKE)
-COTANGENT = Property("linear in the cotangent, zero for zero", cotangent, LIMIT, ALIKE)
+# 2·g(dy) + g(u) − g(2·dy + u): g stands there four times, each time right to LIMIT.
+COTANGENT = Property("linear in the cotangent, zero for zero", cotangent, 4 * LIMIT, ALIKE)
 SINGLE = Property("float32", single, 1, "2·the specification's own float32 error + 16·u")
 REPEATS = Property("two runs, arguments unchanged: entries that differ", repeats, 0, "bits")
 PROPERTIES = (OUTPUTS, GRADIENTS, COTANGENT, SINGLE, REPEATS)
-STEP = Property("gradients by the complex step", step, LIMIT, ALIKE)
+STEP = Property("gradients by the complex step", step, LIMIT, "over max(|derivative|, largest gradient/2¹⁰)")
 drawn_step = partial(step, share=2.0**-10)  # through a whole block or model
 DRAWN_STEP = STEP._replace(figure=drawn_step, limit=1e-8)
 EXACT = (  # on integers
