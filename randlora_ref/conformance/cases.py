@@ -211,10 +211,11 @@ def of_dialect(cases: Iterable[Case], dialect: str | Dialect) -> Iterator[Case]:
             if case.dialect == rules.name:
                 yield case
         elif all(_agrees(case, rules, lambda_, shape) for lambda_, shape in case.layers):
-            other = case.alpha is not None and not math.isclose(
-                rules.scaling(case.lambda_.shape[1], len(case.lambda_), case.alpha), case.scaling
-            )
-            yield replace(case, alpha=None) if other else case
+            if case.alpha is not None:
+                n, r = case.lambda_.shape
+                same = math.isclose(rules.scaling(r, n, case.alpha), case.scaling, rel_tol=2**-50)
+                case = case if same else replace(case, alpha=None)
+            yield case
 
 
 def _agrees(case: Case, rules: Dialect, lambda_: Array, shape: tuple[int, int]) -> bool:

@@ -70,9 +70,8 @@ def bases(
     largest = max(out for out, _ in shapes), max(in_ for _, in_ in shapes)
     apart = max(max(shape) for shape in shapes), max(min(shape) for shape in shapes)
     n_ctx = context or 0  # nlg alone has one
-    D, d = {"paper": apart, "peft": spec.sides(largest), "official": largest[::-1], "nlg": (4 * n_ctx, n_ctx)}.get(
-        "paper" if "sides apart" in faults else dialect, largest
-    )
+    known = {"paper": apart, "peft": spec.sides(largest), "official": largest[::-1], "nlg": (4 * n_ctx, n_ctx)}
+    D, d = known.get("paper" if "sides apart" in faults else dialect, largest)
     n = max(-(-min(shape) // rank) for shape in [(D, d), *shapes])
     n = {"nlg": n_ctx // rank + 1, "vision": 1000, "kradapter": n + 1}.get(dialect, n)
     if dialect == "paper":
