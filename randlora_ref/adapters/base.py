@@ -115,12 +115,12 @@ class LinearAdapter(ABC):
     def merge(self, weight: Array) -> Array:
         """W0 + ΔW, of the shape of ``weight`` (out, in)."""
         self._check_weight(weight)
-        return weight + self.delta_weight()
+        return weight + self._merged_update()
 
     def unmerge(self, weight: Array) -> Array:
         """The merged ``weight`` (out, in) − ΔW: W0 up to one rounding of the merged weight."""
         self._check_weight(weight)
-        return weight - self.delta_weight()
+        return weight - self._merged_update()
 
     def num_parameters(self) -> int:
         """How many learned values there are."""
@@ -142,6 +142,10 @@ class LinearAdapter(ABC):
     @abstractmethod
     def delta_weight(self) -> Array:
         """ΔW (out, in)."""
+
+    def _merged_update(self) -> Array:
+        """What merging adds to W0: ΔW, but for a method whose code adds another matrix."""
+        return self.delta_weight()
 
     @abstractmethod
     def factors(self) -> Factors:

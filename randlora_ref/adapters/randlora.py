@@ -154,6 +154,11 @@ class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
             return xp.reshape(self._B @ S, (self.d, self.D)).T
         return self._B @ S if self.tall else S.T @ self._B.T  # (out, in)
 
+    def _merged_update(self) -> Array:
+        """ΔW; under vision's rule M of a square layer, as that code merges, though its forward takes Mᵀ."""
+        delta, square = self.delta_weight(), self.shape[0] == self.shape[1]
+        return delta.T if square and self.dialect.orientation == "square_transposed" else delta
+
     def _pull_back_delta(self, xp: Any, dy: Array, x: Array) -> tuple[Array, Array]:
         """∂L/∂Λ (n, r) and ∂L/∂Γ (n, d) from G = ∂L/∂ΔW = dyᵀ x, by P_j = (B_jᵀ G)∘A.
 

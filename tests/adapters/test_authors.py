@@ -64,6 +64,30 @@ def test_layers(name: str, case: str, order: Any) -> None:
         assert np.abs(ours - theirs).max() <= (0 if exact else 1e-5 * np.abs(theirs).max()), tensor
 
 
+@pytest.mark.parametrize(("name", "case"), [one for one in cases("layer") if "merged" in read(*one.values)])
+def test_merged_weights(name: str, case: str) -> None:
+    """W0 plus what each code's own merge adds, and back; y and ∂L/∂x of vision's layers after it.
+
+    Merge and forward part on vision's square layers alone: its forward takes Mᵀ there, its merge M.
+    """
+    own, dialect = read(name, case), dialect_of(name, case)
+    out, in_ = (int(side) for side in own["shape"])
+    layer = RandLoRA(
+        out_features=out, in_features=in_, rank=int(own["rank"]), bases=Bases(own["A"], own["B"]), dialect=dialect,
+        lambda_=own["lambda_"], gamma=own["gamma"], scaling=float(own["scaling"]),
+    )  # fmt: skip
+    weight = own["weight"] if "weight" in own else np.zeros((out, in_), np.float32)
+    merged = layer.merge(weight)
+    pairs = [(merged, own["merged"]), (layer.unmerge(merged), weight)]
+    if "y_merged" in own:
+        pairs += [(own["x"] @ merged.T, own["y_merged"]), (own["dy"] @ merged, own["dx_merged"])]
+    for ours, theirs in pairs:
+        size = max(np.abs(theirs).max(), np.abs(merged).max())
+        assert np.abs(ours - theirs).max() <= (0 if own["exact"] else 1e-5 * size)
+    square = out == in_ and dialect.orientation == "square_transposed"
+    assert np.array_equal(merged, weight + layer.delta_weight()) != (square and bool(layer.delta_weight().any()))
+
+
 @pytest.mark.parametrize(("name", "case"), cases("layer"))
 def test_the_specification(name: str, case: str) -> None:
     """ΔW, and ∂L/∂Λ, ∂L/∂Γ from G = dyᵀx, by ``spec`` in float64; on exact cases no entry differs."""
