@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from .. import nn, spec
-from .complex_step import gradient
 from .configurations import ROPE, SEEDS, Backend, Choose, draw_mask
 from .points import Point, Results
 
@@ -46,18 +45,6 @@ def alike_in_both(name: str, **options: Any) -> list[Callable[..., Any]]:
     return [partial(getattr(room, name + end), **options) for room, end in ((nn, ""), (spec, ""), (spec, "_backward"))]
 
 
-def stepped(value: Callable[..., Array]) -> Callable[..., tuple[Array, ...]]:
-    """The gradients of a plain formula, by the complex step."""
-
-    def gradients(dy: Array, **values: Array) -> tuple[Array, ...]:
-        def loss(x: Array, name: str) -> Array:
-            return np.sum(dy * value(**(values | {name: x})))
-
-        return tuple(gradient(partial(loss, name=name), x) for name, x in values.items())
-
-    return gradients
-
-
 def linear(choose: Choose, rng: np.random.Generator) -> Point:
     """A layer without adapter; ``layers`` has those with one."""
     out, in_, leading = choose((3, 1, 5)), choose((4, 1, 7)), choose(LEADING)
@@ -91,10 +78,14 @@ def normalize(choose: Choose, rng: np.random.Generator) -> Point:
     """y = x/√Σx²."""
     values = {"x": choose((1.0, 1e-9)) * rng.standard_normal((*choose(LEADING), choose((3, 1, 8))))}
 
-    def value(x: Array) -> Array:
-        return x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True))
+    def length(x: Array) -> Array:
+        return np.sqrt(np.sum(x * x, axis=-1, keepdims=True))
 
-    return pair(rng, values, nn.normalize, nn.normalize_backward, value, stepped(value))
+    def gradients(dy: Array, x: Array) -> Array:
+        y = x / length(x)
+        return (dy - y * np.sum(y * dy, axis=-1, keepdims=True)) / length(x)
+
+    return pair(rng, values, nn.normalize, nn.normalize_backward, lambda x: x / length(x), gradients)
 
 
 def activation(kind: str) -> Drawn:
@@ -223,11 +214,17 @@ def contrastive(choose: Choose, rng: np.random.Generator) -> Point:
         Z = np.exp(log_scale) * (texts @ images.T)
         return (spec.cross_entropy(Z, labels) + spec.cross_entropy(Z.T, labels)) / 2
 
+    def gradients(dy: Array, texts: Array, images: Array, log_scale: Array) -> Any:
+        scale = np.exp(log_scale)
+        Z = scale * (texts @ images.T)
+        dZ = spec.cross_entropy_backward(dy, Z, labels) + spec.cross_entropy_backward(dy, Z.T, labels).T
+        return scale * (dZ @ images) / 2, scale * (dZ.T @ texts) / 2, np.sum(dZ * Z) / 2
+
     # dZ is a difference of probabilities, so the gradients are of its products with the vectors and with Z
     scale, most = float(np.exp(values["log_scale"])), float(max(np.max(np.abs(values[name])) for name in values))
     size = scale * max(most, width * most**2) / count
     back = nn.contrastive_backward
-    return pair(rng, values, nn.contrastive, lambda dy, cache: back(cache, dy), value, stepped(value), size)
+    return pair(rng, values, nn.contrastive, lambda dy, cache: back(cache, dy), value, gradients, size)
 
 
 PLAIN = (linear, normalize, gated, embedding, patches, rotary, attention, cross_entropy, contrastive)

@@ -83,6 +83,11 @@ class Layer(NamedTuple):
     case: dict[str, Any]
     order: Any = None
 
+    @property
+    def values(self) -> Results:
+        """What has a gradient."""
+        return {name: self.case[name] for name in spec.Gradients._fields}
+
     def adapter(self) -> RandLoRA:
         """The adapter on the host in float64; what its bases have more than the layer needs is ``ROGUE``."""
         case, (out, in_), (n, r) = self.case, self.case["weight"].shape, self.case["lambda_"].shape
@@ -115,8 +120,7 @@ def point(layer: Layer) -> Point:
     for x in (adapter.bases.A, adapter.bases.B, mask):
         if x is not None:
             x.setflags(write=False)
-    values = {name: layer.case[name] for name in spec.Gradients._fields}
-    return Point(values, layer.case["dy"], partial(code, adapter, mask), specification)
+    return Point(layer.values, layer.case["dy"], partial(code, adapter, mask), specification)
 
 
 def specification(layer: Layer) -> Point:
@@ -136,7 +140,7 @@ def specification(layer: Layer) -> Point:
         right = gauge.expected({**case, **exact, "scaling": Fraction(case["scaling"])})
         return right | {"khatri_rao": right["delta_weight"]}
 
-    return Point({name: layer.case[name] for name in spec.Gradients._fields}, layer.case["dy"], floats, rationals)
+    return Point(layer.values, layer.case["dy"], floats, rationals)
 
 
 def draw_layer(what: Any, choose: Choose) -> Layer:
