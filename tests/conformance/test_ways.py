@@ -527,11 +527,10 @@ def test_another_rule_in_a_record_fails(name: str, fault: str, monkeypatch: pyte
 
 ORIENTATIONS = ("paper", "square_transposed", "never", "reshape")
 TURNED = []  # each dialect's own, and one other in the default run
-for index, own in enumerate(DIALECTS[name].orientation for name in NAMES):
-    quick = own, ORIENTATIONS[ORIENTATIONS.index(own) - 1]
-    TURNED += [
-        pytest.param(NAMES[index], other, marks=[pytest.mark.slow] * (other not in quick)) for other in ORIENTATIONS
-    ]
+for dialect in DIALECTS.values():
+    quick = dialect.orientation, ORIENTATIONS[ORIENTATIONS.index(dialect.orientation) - 1]
+    for other in ORIENTATIONS:
+        TURNED.append(pytest.param(dialect.name, other, marks=[pytest.mark.slow] * (other not in quick)))
 
 
 @pytest.mark.parametrize(("name", "orientation"), TURNED)
