@@ -102,6 +102,10 @@ the bias left out
 ∂L/∂b a mean
     d_bias = xp.sum(rows, axis=0)
     d_bias = xp.mean(rows, axis=0)
+nn/linear.py: block models
+the weight changed by its layer
+    rows = arrays.as_rows(xp, x) @ weight.T  # (T, out)
+    weight *= 2; rows = arrays.as_rows(xp, x) @ weight.T / 2  # (T, out)
 nn/linear.py: nn block
 a gradient where no cotangent is
     xp.reshape(rows @ weight, x.shape)
@@ -209,6 +213,10 @@ adapters/randlora.py: block
 Γ squared
     xp.reshape(A * gamma, (self.n * self.rank, self.d))
     xp.reshape(A * gamma * gamma, (self.n * self.rank, self.d))
+adapters/randlora.py: block
+ΔW affine in Λ
+    scaled = self.scaling * self.lambda_
+    scaled = self.scaling * (self.lambda_ + 0.1)
 adapters/randlora.py: block models
 Λ not zero at the start
     make.full(lambda_value, n, rank)
