@@ -1,8 +1,8 @@
 """What the adapters do alike: the base path, dropout, bias, merging, counting, checks, random draws.
 
 A method says what it learns, how rows go through ΔW, and how a cotangent comes back: ``_apply`` and ``_pull_back``.
-Unless it has a cheaper way, rows go through the merged weight, and it gives ΔW and its pullback alone. Most are a
-product of two thin matrices: ``LowRank`` does both steps for any ΔW = s·L R, and they give the pair and its pullback.
+``MergedAdapter`` does both steps through the merged weight, for a method that gives ΔW and its pullback alone. Most are
+a product of two thin matrices: ``LowRank`` does both for any ΔW = s·L R, and they give the pair and its pullback.
 """
 
 import copy
@@ -153,24 +153,13 @@ class LinearAdapter(ABC):
 
     # -- the pieces of a method ---------------------------------------------------------------------------
 
+    @abstractmethod
     def _apply(self, xp: Any, x: Array, weight: Array | None, keep_merged: bool) -> tuple[Array, Any]:
         """y = x (W0 + ΔW)ᵀ of rows x (T, in), or x ΔWᵀ where ``weight`` is None, and what ``_pull_back`` needs."""
-        M = self._merged(xp, weight)  # (out, in)
-        return x @ M.T, M if keep_merged else None  # (T, out)
 
+    @abstractmethod
     def _pull_back(self, xp: Any, dy: Array, x: Array, weight: Array | None, inner: Any) -> tuple[Array, Any]:
         """∂L/∂x = dy (W0 + ΔW) of dy (T, out), or dy ΔW, and the gradients of the learned values."""
-        M = self._merged(xp, weight) if inner is None else inner  # (out, in)
-        return dy @ M, self._pull_back_delta(xp, dy, x)  # (T, in)
-
-    def _merged(self, xp: Any, weight: Array | None) -> Array:
-        """M = W0 + ΔW, or ΔW alone: with dropout, x and x∘m take two ways."""
-        delta = self.delta_weight()
-        return delta if weight is None else weight + delta
-
-    def _pull_back_delta(self, xp: Any, dy: Array, x: Array) -> tuple[Array, ...]:
-        """The gradients of the learned values from G = ∂L/∂ΔW = dyᵀ x (out, in): of methods that have no other way."""
-        raise NotImplementedError
 
     # -- checks -------------------------------------------------------------------------------------------
 
@@ -199,6 +188,27 @@ class LinearAdapter(ABC):
         xp = checks.floats(half=True, adapter=self._like, weight=weight)
         checks.shape("weight", weight, self.shape)
         checks.finite(xp, weight=weight)
+
+
+class MergedAdapter(LinearAdapter):
+    """An adapter whose rows go through M = W0 + ΔW, formed whole; it gives ΔW and its pullback alone."""
+
+    def _apply(self, xp: Any, x: Array, weight: Array | None, keep_merged: bool) -> tuple[Array, Any]:
+        M = self._merged(xp, weight)  # (out, in)
+        return x @ M.T, M if keep_merged else None  # (T, out)
+
+    def _pull_back(self, xp: Any, dy: Array, x: Array, weight: Array | None, inner: Any) -> tuple[Array, Any]:
+        M = self._merged(xp, weight) if inner is None else inner  # (out, in)
+        return dy @ M, self._pull_back_delta(xp, dy, x)  # (T, in)
+
+    def _merged(self, xp: Any, weight: Array | None) -> Array:
+        """M = W0 + ΔW, or ΔW alone: with dropout, x and x∘m take two ways."""
+        delta = self.delta_weight()
+        return delta if weight is None else weight + delta
+
+    @abstractmethod
+    def _pull_back_delta(self, xp: Any, dy: Array, x: Array) -> tuple[Array, ...]:
+        """The gradients of the learned values from G = ∂L/∂ΔW = dyᵀ x (out, in)."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

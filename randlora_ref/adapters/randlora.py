@@ -20,7 +20,7 @@ from ..bases import Bases, Kind, draw_bases
 from ..dialects import Dialect, get_dialect
 from ..spec import is_transposed, sides
 from . import orders
-from .base import Arrays, Factors, LinearAdapter, Made, Maker, terms
+from .base import Arrays, Factors, Made, Maker, MergedAdapter, terms
 from .orders import ORDERS, Order, contraction_costs
 
 __all__ = ["ORDERS", "Grads", "Order", "RandLoRA", "contraction_costs"]
@@ -36,7 +36,7 @@ def scaled_rows(xp: Any, c: Array, A: Array, gamma: Array) -> Array:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
+class RandLoRA(MergedAdapter, learned=("lambda_", "gamma")):
     """A RandLoRA adapter of one weight (out, in), from given arrays; ``RandLoRA.start`` makes one to be trained.
 
     ``bases``: at least as large as the layer. ``lambda_`` (n, r), ``gamma`` (n, d), in float16, float32 or float64;
