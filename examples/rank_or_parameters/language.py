@@ -122,12 +122,11 @@ class Language(Experiment):
         windows = whole[first[:, None] + np.arange(LENGTH)]
         return {"loss": float(model.forward(windows, windows)[0])}
 
-    def finish(self) -> Iterator[dict[str, Any]]:
+    def beside(self) -> Iterator[dict[str, Any]]:
         """The start, and in how many directions one square layer of each size moves."""
         before = {task: self.score(self.model(self.cells()[0]), task, "test") for task in ("topics", *TASKS)}
         yield {"split": "before", "scores": before}
         yield from self.directions(CONFIG, "transformer.h.0.attn.c_proj")
-        yield {"split": "about"}
 
 
 @functools.cache

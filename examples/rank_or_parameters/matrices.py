@@ -115,13 +115,12 @@ class Matrices(Experiment):
         (layer,) = adapters.values()
         return {"loss": float(np.linalg.norm(layer.delta_weight() - model) / np.linalg.norm(model))}
 
-    def finish(self) -> Iterator[dict[str, Any]]:
+    def beside(self) -> Iterator[dict[str, Any]]:
         """The least error of any matrix of rank k, for each target."""
         for task in dict.fromkeys(cell.task for cell in self.cells()):
             sigma = np.linalg.svd(target(self.path, task).astype(np.float64), compute_uv=False)
             left = np.sqrt(np.cumsum((sigma**2)[::-1])[::-1] / np.sum(sigma**2))
             yield {"split": "bound", "task": task, "errors": [round(float(x), 5) for x in left]}  # of rank 0, 1, …
-        yield {"split": "about"}
 
 
 @functools.cache

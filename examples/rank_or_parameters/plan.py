@@ -155,8 +155,8 @@ class Experiment:
             found["cut"] = {str(k): loss for k, loss in scores.items()}
         return found
 
-    def finish(self) -> Iterator[dict[str, Any]]:
-        """Rows that belong to no cell, after all cells."""
+    def beside(self) -> Iterator[dict[str, Any]]:
+        """Rows that belong to no cell."""
         yield from ()
 
     def directions(self, config: Any, module: str) -> Iterator[dict[str, Any]]:
@@ -277,8 +277,8 @@ def work(task: str, *arguments: Any) -> Any:
     if task == "cell":
         run_cell(experiment, *arguments)
         return arguments[0]
-    if task == "finish":
-        for row in experiment.finish():
+    if task == "beside":
+        for row in (*experiment.beside(), {"split": "beside"}):
             append(arguments[0], row)
         return None
     return getattr(experiment, task)(*arguments)
@@ -336,6 +336,8 @@ def run(kind: type[Experiment], quick: bool, folder: Path, processes: int) -> No
         if len(left) < len(cells):
             print(f"  {len(cells) - len(left)} of {len(cells)} cells are there already, in {path}")
         pool.apply(work, ("prepare",))
+        if not any(row["split"] == "beside" for row in rows):
+            pool.apply(work, ("beside", path))
         done, started = 0.0, time.perf_counter()
         jobs = [("cell", cell, by_cell.get(cell.name, []), path) for cell in left]
         for i, cell in enumerate(pool.imap_unordered(star, jobs), 1):
@@ -343,8 +345,6 @@ def run(kind: type[Experiment], quick: bool, folder: Path, processes: int) -> No
             spent = (time.perf_counter() - started) / 60
             remaining = spent * (sum(minutes.values()) - done) / done
             print(f"{i}/{len(left)} {cell.name}: {spent:.1f} min, about {remaining:.1f} left", flush=True)
-        if not any(row.get("split") == "about" for row in rows):
-            pool.apply(work, ("finish", path))
     append(path, {"split": "time", "seconds": round(time.perf_counter() - begin, 1), "processes": processes})
     print(f"rows: {path}; tables and figures: python examples/rank_or_parameters/report.py --folder {folder}")
 

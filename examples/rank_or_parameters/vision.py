@@ -82,12 +82,12 @@ class Vision(Experiment):
         return {"sklearn": sklearn.__version__, "digits": read, **sizes}
 
     def cells(self) -> list[Cell]:
-        """All three shifts with few steps, the hardest with four times as many."""
+        """All three shifts with few steps, the hardest with three times as many."""
         methods = ("lora", "randlora_a", "vera", "nola")
         if self.quick:
             return [*comparison("permuted", 3, WIDTH, MODULES, (2,), (2, 64), methods[:3])]
         sizes = (WIDTH, MODULES, (2, 8, 32), (2, 8, 32, 64), methods)
-        budgets = [(task, 100) for task in TASKS] + [("blended", 400)]
+        budgets = [(task, 100) for task in TASKS] + [("blended", 300)]
         return [cell for task, steps in budgets for cell in comparison(task, steps, *sizes)]
 
     def prepare(self) -> None:
@@ -116,13 +116,12 @@ class Vision(Experiment):
         loss, cache = model.forward(shown.astype(model.precision), labels)
         return {"loss": float(loss), "accuracy": float(np.mean(cache.logits.argmax(axis=1) == labels))}
 
-    def finish(self) -> Iterator[dict[str, Any]]:
+    def beside(self) -> Iterator[dict[str, Any]]:
         """The start and the ceiling, the control, and in how many directions one square layer of each size moves."""
         before = {task: self.score(self.model(CONTROL), task, "test") for task in ("digits", *TASKS)}
         yield {"split": "before", "scores": before}
         yield {"split": "control", "cell": CONTROL.name, **control(self)}
         yield from self.directions(CONFIG, "vit.layers.0.attention.q_proj")
-        yield {"split": "about"}
 
 
 @functools.cache

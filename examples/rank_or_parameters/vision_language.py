@@ -131,12 +131,11 @@ class VisionLanguage(Experiment):
         of_digit = float(np.mean(found % 10 == right % 10))
         return {"loss": float(np.mean(loss)), "accuracy": float(np.mean(found == right)), "digit": of_digit}
 
-    def finish(self) -> Iterator[dict[str, Any]]:
+    def beside(self) -> Iterator[dict[str, Any]]:
         """The start, and in how many directions one square layer of each size moves."""
         before = {task: self.score(self.model(self.cells()[0]), task, "test") for task in ("digits", TASK)}
         yield {"split": "before", "scores": before}
         yield from self.directions(CONFIG, "vision_model.encoder.layers.0.self_attn.q_proj")
-        yield {"split": "about"}
 
 
 def pixels_of(task: str) -> str:

@@ -129,9 +129,8 @@ def chosen_modules(config: Config, modules: Iterable[str] | None) -> dict[str, t
     if not endings:
         raise ValueError(f"modules: {modules!r}; it must be a name or an ending of names, or list at least one")
     named = {end: {name for name in shapes if f".{name}".endswith(f".{end}")} for end in endings}
-    for end, names in named.items():
-        if not names:
-            raise ValueError(f"modules: {end!r}; it must be the name or the ending of a linear module's name")
+    for end in (end for end, names in named.items() if not names):
+        raise ValueError(f"modules: {end!r}; it must be the name or the ending of a linear module's name")
     return {name: shape for name, shape in shapes.items() if any(name in names for names in named.values())}
 
 
