@@ -68,6 +68,13 @@ def test_adjoint_sees_each_wrong_gradient() -> None:
         assert integers.adjoint_gap(f, case["gamma"], wrong, step, case["dy"]) != 0
 
 
+def test_small_integers_are_small() -> None:
+    """Every integer of [−3, 3] and no other: products stay exact."""
+    drawn = integers.small(np.random.default_rng(0), 1000)
+    assert drawn.dtype == np.float64
+    assert set(drawn.tolist()) == {-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0}
+
+
 def test_complex_step_has_no_step_error() -> None:
     """d/dx of exp(x)·sin(x)³, to the last bits, where a finite difference has half of them."""
     x, u = np.array([0.3, 1.7]), np.array([1.0, -2.0])
