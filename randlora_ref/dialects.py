@@ -68,12 +68,10 @@ class Dialect:
 
     def terms(self, shape: tuple[int, int], rank: int, *, context: int | None = None) -> int:
         """n, the terms of a layer of ``shape`` (out, in), by ``context`` (None: the record's) where that counts."""
-        if self.num_terms is not None:
-            return self.num_terms
         if self.counted_side == "context":
             shape = (checks.integer("context", self.context if context is None else context),) * 2
         n = number_of_terms(shape, rank, self.count_rule)
-        return n if self.max_terms is None else min(n, self.max_terms)
+        return self.num_terms or (n if self.max_terms is None else min(n, self.max_terms))
 
     def scaling(self, rank: int, n: int, alpha: float | None = None) -> float:
         """s, the number in front of the sum. ``alpha`` None takes the dialect's own.

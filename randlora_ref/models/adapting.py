@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +16,6 @@ from ..spec import sides
 from .config import Config
 from .core import Model
 
-Array = Any
-Shapes: TypeAlias = list[tuple[int, int]]
 # By method: its start, the rank where neither rank nor count is given, and what else it can be told.
 METHODS: dict[str, tuple[Callable[..., Any], int | None, str]] = {
     "randlora": (RandLoRA.start, 32, "rank count dialect kind alpha scaling"),
@@ -57,8 +55,7 @@ def adapt(
             raise ValueError(f"{name}: {value!r}; {method} has none, so it must be left out")
     made: dict[str, Any] = {"dtype": dtype or "float32"}
     if isinstance(model, Model):
-        device = arrays.device_of(next(iter(model.weights.values())))
-        made = {"dtype": dtype or model.precision, "xp": model.xp, "device": device}
+        made = {"dtype": dtype or model.precision, "xp": model.xp, "device": arrays.device_of(model._like)}
     named = chosen_modules(model.config if isinstance(model, Model) else model, modules)
     shapes, record = list(named.values()), get_dialect(dialect or ("paper" if method == "randlora_a" else "peft"))
     seed = checks.seed(record.default_seed or 0 if seed is None else seed)
@@ -80,7 +77,7 @@ def adapt(
     return adapters
 
 
-def chosen_size(method: str, shapes: Shapes, rank: int | None, count: int | None, record: Dialect) -> dict[str, Any]:
+def chosen_size(method: str, shapes: list[Any], rank: int | None, count: int | None, record: Dialect) -> dict[str, Any]:
     """The options of a start that settle its size: ``rank``, and what brings all layers nearest to ``count`` values."""
     halved = 2 if method == "randlora_b" else 1
     known = {} if rank is None else {"rank": checks.integer("rank", rank, halved)}
@@ -101,15 +98,12 @@ def chosen_size(method: str, shapes: Shapes, rank: int | None, count: int | None
             raise ValueError(f"count: {count}; it must be left out beside a rank, which settles it in {method}")
         return known | {name: max(1, round((count - least) / slope))}
 
-    def distance(r: int) -> int:
-        learned = (times * record.terms(shape, r) * (r // halved + d) for (shape, d), times in alike)
-        return abs(sum(learned) - count)
-
-    alike = Counter(layers).items()
-    return {"rank": min(range(halved, max(d for _, d in layers) + 2), key=distance)}
+    ranks, alike = range(halved, max(d for _, d in layers) + 2), Counter(layers).items()
+    totals = {r: sum(times * record.terms(shape, r) * (r // halved + d) for (shape, d), times in alike) for r in ranks}
+    return {"rank": min(ranks, key=lambda r: abs(totals[r] - count))}
 
 
-def shared_bases(method: str, shapes: Shapes, record: Dialect, rank: int, *, dtype: str, **where: Any) -> Bases:
+def shared_bases(method: str, shapes: list[Any], record: Dialect, rank: int, *, dtype: str, **where: Any) -> Bases:
     """The bases of all layers of RandLoRA, or of -b: of half the rank, and no more terms."""
     wide: Any = "float64" if dtype == "float64" and record.generator == "philox" else "float32"
     if method == "randlora_b":
@@ -134,20 +128,20 @@ def chosen_modules(config: Config, modules: Iterable[str] | None) -> dict[str, t
     return {name: shape for name, shape in shapes.items() if any(name in names for names in named.values())}
 
 
-def initial_weights(config: Config, seed: int = 0, *, dtype: str = "float32") -> dict[str, Array]:
+def initial_weights(config: Config, seed: int = 0, *, dtype: str = "float32") -> dict[str, Any]:
     """Weights to begin training with, by saved name, as NumPy arrays.
 
     Linear weights and patches are normal with deviation 1/√in, tables and a class token with 0.02, norms 1, biases 0,
     CLIP's temperature log(1/0.07). The draws are those of NumPy's generator under ``seed``, module by module.
     """
     checks.choice("dtype", dtype, ("float32", "float64"))
-    rng, weights = np.random.default_rng(checks.seed(seed)), dict[str, Array]()
+    rng, weights = np.random.default_rng(checks.seed(seed)), dict[str, Any]()
     for one in config.modules():
         deviation = math.prod(one.shape[1:]) ** -0.5 if one.linear or len(one.shape) == 4 else 0.02
         for part, (saved, shape) in one.tensors.items():
             if part == "bias" or one.shape == () or (len(one.shape) == 1 and not one.bare):
-                value = 0.0 if part == "bias" else 1.0 if one.shape else math.log(1 / 0.07)
-                weights[saved] = np.full(shape, value, dtype)
+                constant = 0.0 if part == "bias" else 1.0 if one.shape else math.log(1 / 0.07)
+                weights[saved] = np.full(shape, constant, dtype)
             elif saved not in weights:  # a tied head is its table
                 weights[saved] = (deviation * rng.standard_normal(shape)).astype(dtype)
     return weights
