@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from plan import Cell, Experiment, comparison, main
-from train import Recipe, of_weights, train
+from experiment import Cell, Experiment, comparison
+from plan import main
 
 from randlora_ref import models
 
@@ -76,11 +76,8 @@ def ids(task: str, split: str) -> np.ndarray:
 class Language(Experiment):
     """GPT-2 on characters."""
 
-    NAME, NEEDS, BATCH = "language", ("matplotlib",), 8
-
-    def __init__(self, quick: bool, folder: Path) -> None:
-        super().__init__(quick, folder)
-        self.path, self.pretraining = folder / "language.npz", 10 if quick else 1500
+    NAME, NEEDS = "language", ("matplotlib",)
+    BATCH, PRETRAINING = 8, 1500
 
     def setting(self) -> dict[str, Any]:
         """Sizes, and what was read."""
@@ -98,11 +95,7 @@ class Language(Experiment):
 
     def prepare(self) -> None:
         """The weights that are adapted."""
-        if not self.path.exists():
-            start = {(name, "weight"): x for name, x in models.initial_weights(CONFIG, 0).items()}
-            batch = functools.partial(self.batch, "topics", 0)
-            state = train(of_weights(models.GPT2, CONFIG), start, batch, Recipe(self.pretraining, 3e-3))
-            np.savez(self.path, **{name: x for (name, _), x in state.values.items()})
+        self.pretrain(models.GPT2, CONFIG, "topics")
 
     def model(self, cell: Cell | None = None) -> models.GPT2:
         """The pre-trained one."""

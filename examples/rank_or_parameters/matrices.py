@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from experiment import Cell, Experiment
 from language import Language
-from plan import Cell, Experiment, main, rate_of
+from plan import main, rate_of
 from vision import Vision
 from vision_language import VisionLanguage
 
@@ -52,10 +53,6 @@ class Matrices(Experiment):
     """Targets, and the methods' distance from them. A "model" is a target."""
 
     NAME = "matrices"
-
-    def __init__(self, quick: bool, folder: Path) -> None:
-        super().__init__(quick, folder)
-        self.path = folder / "matrices.npz"
 
     def setting(self) -> dict[str, Any]:
         """What the targets come from."""

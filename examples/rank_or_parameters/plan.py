@@ -1,4 +1,4 @@
-"""What the experiments share: which runs there are, how rates are found, rows on disk, going on, the command line.
+"""How the cells of an experiment are run: rates found, rows on disk, going on, the command line.
 
 A *cell* is one method of one size on one task with one budget of steps. Its rate is found first, on the validation
 split with seeds that no result uses, on a ladder of half decades that is widened until the best rung is inside; then
@@ -9,7 +9,6 @@ A run is one thread, and depends on its cell, rate and seed alone: bit for bit t
 """
 
 import argparse
-import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -21,166 +20,20 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from measures import cut, degrees_of_freedom, ranks
-from train import DivergedError, Recipe, learned, of_adapters, train, with_values
+from experiment import Cell, Experiment
 
-import randlora_ref
-
-TUNING_SEEDS, RESULT_SEEDS = (101, 102), (1, 2, 3, 4, 5)
+TUNING_SEEDS = (101, 102)  # never those of results
 RUNGS = 3.7  # rates that a cell is tried with, on the average: three, and some more where the best is at an end
 MOST_RUNGS = 9
 # The middle of the first three rungs, in half decades: -4 is 0.01, -3 is 0.03.
 MIDDLE = {"full": -5, "lora": -4, "randlora": -4, "randlora_a": -4, "randlora_b": -4, "vera": -2, "nola": -6}
 EXTRAS = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-
-
-class Cell(NamedTuple):
-    """One method of one size on one task. ``rank`` and ``count`` are those of ``models.adapt``."""
-
-    task: str
-    steps: int
-    method: str
-    rank: int | None = None
-    count: int | None = None
-
-    @property
-    def name(self) -> str:
-        """As rows have it."""
-        return "/".join(map(str, self))
-
-    @property
-    def options(self) -> dict[str, int]:
-        """What ``models.adapt`` is told of the size."""
-        return {key: x for key, x in (("rank", self.rank), ("count", self.count)) if x is not None}
-
-
-def comparison(
-    task: str, steps: int, width: int, modules: int, terms: Sequence[int], ranks: Sequence[int], methods: Sequence[str]
-) -> Iterator[Cell]:
-    """The cells of one task, on ``modules`` layers whose smaller side is ``width`` w.
-
-    RandLoRA two ways: n terms of rank R/n for each n of ``terms`` and each rank R of the update, so that the number of
-    values moves at one R, and R at one number of values (modules·n·(R/n + w), where R/n is small beside w). R = w is
-    RandLoRA itself, and R = w/2 is RandLoRA-b. Beside it ``methods`` with as many values as RandLoRA itself has, and
-    full fine-tuning.
-    """
-    for n in terms:
-        for R in ranks:
-            if R % n == 0:
-                yield Cell(task, steps, "randlora", R // n, modules * n * (R // n + width))
-        for method in methods:
-            yield Cell(task, steps, method, None, modules * (width + n * width))
-    yield Cell(task, steps, "full")
-
-
-class Experiment:
-    """One domain: its cells, its pre-trained model and its data. A subclass says all that is not said here."""
-
-    NAME, NEEDS = "", ("sklearn", "matplotlib")
-    BATCH = 64
-
-    def __init__(self, quick: bool, folder: Path) -> None:
-        self.quick, self.folder = quick, folder
-
-    def cells(self) -> list[Cell]:
-        """All of them, in the order in which they are run."""
-        raise NotImplementedError
-
-    def setting(self) -> dict[str, Any]:
-        """What rows depend on beside the cell: rows of another setting are not mixed with these."""
-        raise NotImplementedError
-
-    def prepare(self) -> None:
-        """Whatever is made once, before the runs: the pre-trained model, into the folder."""
-
-    def model(self, cell: Cell | None = None) -> Any:
-        """The model whose modules a cell adapts; without a cell, one of the same shapes that is not trained yet."""
-        raise NotImplementedError
-
-    def batch(self, task: str, seed: int, step: int) -> Any:
-        """The arguments of the model's ``forward`` for one step."""
-        raise NotImplementedError
-
-    def score(self, model: Any, task: str, split: str) -> dict[str, float]:
-        """ "loss", and whatever else, of a model on a split: "train", "valid" or "test"."""
-        raise NotImplementedError
-
-    def adapters(self, cell: Cell, model: Any, seed: int, **more: Any) -> dict[str, Any]:
-        """The cell's adapters at their start: RandLoRA as the paper has it, LoRA with α = 2r."""
-        extra: dict[str, Any] = {"lora": {"scaling": 2.0}}.get(cell.method, {})
-        if cell.method in ("randlora", "randlora_b"):
-            extra = {"dialect": "paper"}
-        return randlora_ref.models.adapt(model, method=cell.method, seed=seed, **cell.options, **extra, **more)
-
-    def objective(self, cell: Cell, model: Any, adapters: dict[str, Any]) -> Any:
-        """What is made small."""
-        return of_adapters(model, adapters)
-
-    def scored(self, cell: Cell, model: Any, adapters: dict[str, Any], split: str) -> dict[str, float]:
-        """The score of the model with these adapters."""
-        return self.score(model.replace(adapters), cell.task, split)
-
-    def trained(self, cell: Cell, rate: float, seed: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-        """(model, its trained adapters, figures of the training). Raises DivergedError."""
-        model = self.model(cell)
-        adapters, begin = self.adapters(cell, model, seed), time.perf_counter()
-        batch = functools.partial(self.batch, cell.task, seed)
-        state = train(self.objective(cell, model, adapters), learned(adapters), batch, Recipe(cell.steps, rate))
-        seconds = time.perf_counter() - begin
-        pieces = np.array_split(np.array(state.curve), min(10, cell.steps))
-        figures = {"ms": 1e3 * seconds / cell.steps, "curve": [round(float(np.mean(one)), 4) for one in pieces]}
-        return model, with_values(adapters, state.values), figures
-
-    def fit(self, cell: Cell, rate: float, seed: int, split: str) -> dict[str, Any]:
-        """The figures of one run; a run that diverges has the loss None. Of a result also what its update is like."""
-        try:
-            model, adapters, figures = self.trained(cell, rate, seed)
-        except DivergedError:
-            return {"loss": None}
-        found = self.scored(cell, model, adapters, split)
-        if split != "test":
-            return {"loss": found["loss"]}
-        found |= {"train": self.scored(cell, model, adapters, "train")["loss"]} | figures
-        found |= {"values": sum(one.num_parameters() for one in adapters.values())} | ranks(adapters)
-        if cell.method == "full":
-            smaller = min(min(one.shape) for one in adapters.values())
-            several = [2**i for i in range(smaller.bit_length()) if 2**i < smaller]
-            scores = {k: self.scored(cell, model, cut(adapters, k), split)["loss"] for k in several}
-            found["cut"] = {str(k): loss for k, loss in scores.items()}
-        return found
-
-    def beside(self) -> Iterator[dict[str, Any]]:
-        """Rows that belong to no cell."""
-        yield from ()
-
-    def directions(self, config: Any, module: str) -> Iterator[dict[str, Any]]:
-        """In how many directions ``module`` moves under each method of each size, its learned values, a step's time.
-
-        Of full fine-tuning, whose ΔW is what is learned, the directions are the values.
-        """
-        task = self.cells()[0].task
-        for cell in dict.fromkeys(cell._replace(task=task, steps=0) for cell in self.cells()):
-            adapter = self.adapters(cell, config, 1, dtype="float64")[module]
-            values = adapter.num_parameters()
-            found = {"values": values, "directions": values if cell.method == "full" else degrees_of_freedom(adapter)}
-            yield {"split": "directions", "size": cell[2:], **found, "ms": round(1e3 * self.seconds(cell), 2)}
-
-    def seconds(self, cell: Cell) -> float:
-        """A step's time, the least of eight, on a model that is not trained."""
-        model = self.model()
-        adapters = self.adapters(cell, model, 1)
-        objective, values, times = self.objective(cell, model, adapters), learned(adapters), []
-        for _ in range(8):
-            begin = time.perf_counter()
-            train(objective, values, functools.partial(self.batch, cell.task, 1), Recipe(1, 0.0))
-            times.append(time.perf_counter() - begin)
-        return min(times)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -242,7 +95,7 @@ def run_cell(experiment: Experiment, cell: Cell, rows: Sequence[Mapping[str, Any
         if ladder[0] < best < ladder[-1] or len(ladder) == MOST_RUNGS:
             break
         ladder = [ladder[0] - 1, *ladder] if best == ladder[0] else [*ladder, ladder[-1] + 1]
-    for seed in RESULT_SEEDS:
+    for seed in experiment.seeds:
         if seed not in done:
             found = experiment.fit(cell, rate_of(best), seed, "test")
             append(path, {"cell": cell.name, "split": "test", "rung": best, "seed": seed, **found})
@@ -287,7 +140,7 @@ def work(task: str, *arguments: Any) -> Any:
 def common_setting(experiment: Experiment) -> dict[str, Any]:
     """What the rows of every experiment depend on."""
     versions = {"python": platform.python_version(), "numpy": np.__version__, "randlora_ref": version("randlora-ref")}
-    seeds = {"tuning": TUNING_SEEDS, "results": RESULT_SEEDS}
+    seeds = {"tuning": TUNING_SEEDS, "results": experiment.seeds}
     return {
         "experiment": experiment.NAME,
         "quick": experiment.quick,
@@ -304,7 +157,7 @@ def version(package: str) -> str:
 
 def print_plan(experiment: Experiment, cells: Sequence[Cell], minutes: Mapping[Cell, float], processes: int) -> None:
     """What is run, by task, and how long it will take."""
-    runs = f"{len(RESULT_SEEDS)} seeds, {len(TUNING_SEEDS)} more for each rate that is tried, about {RUNGS} rates"
+    runs = f"{len(experiment.seeds)} seeds, {len(TUNING_SEEDS)} more for each rate that is tried, about {RUNGS} rates"
     print(f"{experiment.NAME}: {len(cells)} cells of {runs}; predicted minutes, {processes} process(es) of one thread:")
     for task, steps in dict.fromkeys((cell.task, cell.steps) for cell in cells):
         own = [cell for cell in cells if (cell.task, cell.steps) == (task, steps)]
@@ -325,12 +178,12 @@ def run(kind: type[Experiment], quick: bool, folder: Path, processes: int) -> No
     for row in rows:
         by_cell.setdefault(row.get("cell", ""), []).append(row)
     results = {cell: sum(row["split"] == "test" for row in by_cell.get(cell.name, ())) for cell in cells}
-    left = [cell for cell in cells if results[cell] < len(RESULT_SEEDS)]
+    left = [cell for cell in cells if results[cell] < len(experiment.seeds)]
     os.environ.update(dict.fromkeys(THREADS, "1"))  # read by the workers when they import NumPy
     with multiprocessing.get_context("spawn").Pool(processes, begin_worker, (kind, quick, folder)) as pool:
         sizes = list(dict.fromkeys(cell._replace(steps=0, task=left[0].task) for cell in left))
         seconds = dict(zip(sizes, pool.starmap(work, [("seconds", cell) for cell in sizes], 1), strict=True))
-        runs = RUNGS * len(TUNING_SEEDS) + len(RESULT_SEEDS)
+        runs = RUNGS * len(TUNING_SEEDS) + len(experiment.seeds)
         minutes = {cell: runs * cell.steps * seconds[cell._replace(steps=0, task=left[0].task)] / 60 for cell in left}
         print_plan(experiment, left, minutes, processes)
         if len(left) < len(cells):

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from plan import Cell, Experiment, comparison, main
-from train import Recipe, learned, of_adapters, of_weights, train, with_values
+from experiment import Cell, Experiment, comparison
+from plan import main
+from train import Recipe, learned, of_adapters, train, with_values
 
 from randlora_ref import models
 
@@ -69,10 +70,6 @@ class Vision(Experiment):
 
     NAME = "vision"
 
-    def __init__(self, quick: bool, folder: Path) -> None:
-        super().__init__(quick, folder)
-        self.path, self.pretraining = folder / "vision.npz", 10 if quick else 400
-
     def setting(self) -> dict[str, Any]:
         """Sizes, and what was read."""
         import sklearn
@@ -92,12 +89,7 @@ class Vision(Experiment):
 
     def prepare(self) -> None:
         """The weights that are adapted; rounded to float16, so that the file is small and exact."""
-        if not self.path.exists():
-            start = {(name, "weight"): x for name, x in models.initial_weights(CONFIG, 0).items()}
-            batch = functools.partial(self.batch, "digits", 0)
-            state = train(of_weights(models.ViT, CONFIG), start, batch, Recipe(self.pretraining, 3e-3))
-            weights = {name: x.astype(np.float16) for (name, _), x in state.values.items()}
-            np.savez_compressed(self.path, **weights)
+        self.pretrain(models.ViT, CONFIG, "digits", "float16")
 
     def model(self, cell: Cell | None = None, dtype: str = "float32") -> models.ViT:
         """The pre-trained one."""

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from plan import Cell, Experiment, comparison, main
-from train import Recipe, of_weights, train
+from experiment import Cell, Experiment, comparison
+from plan import main
 from vision import SPLITS, digits, pixels
 
 from randlora_ref import models
@@ -81,11 +81,8 @@ def described() -> np.ndarray:
 class VisionLanguage(Experiment):
     """CLIP on digits and captions."""
 
-    NAME, BATCH = "vision_language", 40  # a pair of each caption, so that no two of a batch are alike
-
-    def __init__(self, quick: bool, folder: Path) -> None:
-        super().__init__(quick, folder)
-        self.path, self.pretraining = folder / "vision_language.npz", 10 if quick else 600
+    NAME = "vision_language"
+    BATCH, PRETRAINING = 40, 600  # a pair of each caption, so that no two of a batch are alike
 
     def setting(self) -> dict[str, Any]:
         """Sizes, and what was read."""
@@ -104,11 +101,7 @@ class VisionLanguage(Experiment):
 
     def prepare(self) -> None:
         """The weights that are adapted."""
-        if not self.path.exists():
-            start = {(name, "weight"): x for name, x in models.initial_weights(CONFIG, 0).items()}
-            batch = functools.partial(self.batch, "digits", 0)
-            state = train(of_weights(models.CLIP, CONFIG), start, batch, Recipe(self.pretraining, 3e-3))
-            np.savez(self.path, **{name: x for (name, _), x in state.values.items()})
+        self.pretrain(models.CLIP, CONFIG, "digits")
 
     def model(self, cell: Cell | None = None) -> models.CLIP:
         """The pre-trained one."""

@@ -23,9 +23,11 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 FOLDER = EXAMPLES / "rank_or_parameters"
 sys.path.insert(0, str(FOLDER))
 
+import experiment  # noqa: E402
 import measures  # noqa: E402
 import plan  # noqa: E402
 import report  # noqa: E402
+import results  # noqa: E402
 import train  # noqa: E402
 
 RATES = st.floats(1e-5, 1.0)
@@ -138,21 +140,22 @@ def test_an_update_is_cut_to_its_nearest(seed: int, rank: int) -> None:
 # -- the plan and its rows -----------------------------------------------------------------------------------
 
 
-class Valley(plan.Experiment):
+class Valley(experiment.Experiment):
     """Losses known beforehand: least at one rung, infinite above another; no model."""
 
     NAME, NEEDS = "valley", ()
 
     def __init__(self, best: int, edge: int) -> None:
+        super().__init__(False, Path())
         self.best, self.edge, self.fits = best, edge, list[tuple[float, int, str]]()
 
-    def fit(self, cell: plan.Cell, rate: float, seed: int, split: str) -> dict[str, Any]:
+    def fit(self, cell: experiment.Cell, rate: float, seed: int, split: str) -> dict[str, Any]:
         rung = round(2 * math.log10(rate))
         self.fits.append((rung, seed, split))
         return {"loss": None if rung > self.edge else abs(rung - self.best) + seed / 1e3}
 
 
-CELL = plan.Cell("valley", 1, "lora", None, 12)
+CELL = experiment.Cell("valley", 1, "lora", None, 12)
 
 
 @given(best=st.integers(-7, -1), edge=st.integers(-1, 2))
@@ -165,9 +168,9 @@ def test_the_ladder_is_widened_until_the_best_rung_is_inside(
     rungs = {rung for rung, _, split in valley.fits if split == "valid"}
     assert {best - 1, best, best + 1} <= rungs
     assert rungs == set(range(min(rungs), max(rungs) + 1))
-    results = [(rung, seed) for rung, seed, split in valley.fits if split == "test"]
-    assert results == [(best, seed) for seed in plan.RESULT_SEEDS]
-    assert not set(plan.TUNING_SEEDS) & set(plan.RESULT_SEEDS)
+    found = [(rung, seed) for rung, seed, split in valley.fits if split == "test"]
+    assert found == [(best, seed) for seed in (1, 2, 3, 4, 5)]
+    assert not set(plan.TUNING_SEEDS) & set(valley.seeds)
 
 
 @given(st.integers(0, 12))
@@ -207,7 +210,7 @@ def test_counts_are_equal_and_ranks_are_the_grids() -> None:
         {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 8,
          "patch_size": 4}
     )  # fmt: skip
-    cells = list(plan.comparison("t", 1, 16, 6, (2, 8), (2, 8, 16), ("lora", "randlora_a", "vera")))
+    cells = list(experiment.comparison("t", 1, 16, 6, (2, 8), (2, 8, 16), ("lora", "randlora_a", "vera")))
     ranks, counts = [], {2: set(), 8: set()}
     for cell in cells:
         adapters = models.adapt(config, method=cell.method, **cell.options)
@@ -253,24 +256,24 @@ def test_a_missing_extra_is_named_before_any_work(tmp_path: Path) -> None:
 
 def test_intervals_and_differences() -> None:
     """By hand: 1 … 5 has deviation √2.5, so 2.776·√2.5/√5 = 1.963; a difference is taken seed by seed."""
-    assert report.interval([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(2.776 * math.sqrt(0.5))
+    assert results.interval([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(2.776 * math.sqrt(0.5))
     one, other = (
-        report.Result(CELL, {seed: {"loss": seed + extra * (1 + 0.01 * seed)} for seed in plan.RESULT_SEEDS})
+        results.Result(CELL, {seed: {"loss": seed + extra * (1 + 0.01 * seed)} for seed in range(1, 6)})
         for extra in (1.0, 0.0)
     )
-    assert report.difference(one, other) == "+1.030 ± 0.020 *"
-    assert report.difference(one, one) == "+0.000 ± 0.000"
+    assert results.difference(one, other) == "+1.030 ± 0.020 *"
+    assert results.difference(one, one) == "+0.000 ± 0.000"
 
 
 @pytest.mark.slow
 def test_the_report_has_every_finished_cell_and_no_other(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "vision.jsonl"
-    plan.open_rows(path, {"a": 1})
-    cells = list(plan.comparison("permuted", 9, 16, 6, (2, 8), (2, 8, 16), ("lora", "vera")))
+    plan.open_rows(path, {"seeds": {"results": (1, 2, 3, 4, 5)}})
+    cells = list(experiment.comparison("permuted", 9, 16, 6, (2, 8), (2, 8, 16), ("lora", "vera")))
     ranks = {"lora": 1, "vera": 16, "full": 16}
     for i, cell in enumerate(cells):
-        for seed in plan.RESULT_SEEDS[: 4 if cell.method == "vera" and cell.count == 288 else 5]:
+        for seed in range(1, 5 if cell.method == "vera" and cell.count == 288 else 6):
             proven = {2: 2, 8: 8}.get((cell.rank or 0) * (2 if cell.count < 700 else 8), 16) if cell.rank else 0
             row = {"cell": cell.name, "split": "test", "rung": -4, "seed": seed, "loss": i + seed / 100, "train": i}
             row |= {
