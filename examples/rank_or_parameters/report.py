@@ -77,12 +77,13 @@ def tables(name: str, rows: Rows) -> str:
             for task, found in row["scores"].items()
         )
         lines += [f"Before any training of adapters, on the test split: {scores}.", ""]
+    seeds = ", ".join(map(str, rows.setting["seeds"]["results"]))
     lines += [
         "Proven, effective and stable rank are of the trained updates, from their factors (means over"
         " layers and seeds; of the proven ones the median over layers). Directions: the rank of ΔW's Jacobian in the"
         " learned values of one square layer. A step's time is the least of eight, one thread.",
         "",
-        f"Seeds {', '.join(map(str, rows.setting['seeds']['results']))}; rates, rungs of half a decade, by two other seeds on the"
+        f"Seeds {seeds}; rates, rungs of half a decade, by two other seeds on the"
         f" validation split. Cells without all seeds, left out: {rows.incomplete}.",
         "",
     ]
