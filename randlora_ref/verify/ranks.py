@@ -1,31 +1,15 @@
 """Ranks: certificates beside elimination in fractions, what each method is bound to, and the law of the first steps.
 
-The law. From Λ = 0 and constant Γ = g the gradient of Γ is zero, so a step along G = ∂L/∂ΔW ≠ 0 gives
-g·(Σ_j B_jΛ_j)A, of rank min(r, d). At the next one let G, turned so that it is (D, d), be Σ_τ u_τ v_τᵀ of rank t. Then
-Γ_j = g − η·s·Σ_{k,τ} Λ_j[k] (B_j[:, k]ᵀu_τ) A[k]∘v_τ, and row (j, k) of K (``spec.khatri_rao``) lies in the span of the
-r rows A[k] and of the t·r(r+1)/2 products A[k]∘A[k']∘v_τ, which vanish where G has a zero column: with ℓ columns that
-are not zero and c = 1,
-
-    rank ΔW <= min(D, d, n·r, c·r + min(ℓ, t·r(r+1)/2))
-
-whatever the bases. From Γ = 0 and constant Λ the first step moves Γ already, and each after it again: the same with
-c = 0 and G all gradients so far, one below the other, though at the second step Λ has moved too. Dense bases, drawn,
-are equal to it, but for t = 1: then Γ_j = c·g + l_j∘v with l_j a linear form of A's rows, and as l_i·l_j = l_j·l_i any
-antisymmetric ω gives Σ_j L_j∘Γ_j = 0 with L_j = Σ_i ω_ji l_i, where the L_j have to add to zero if c = 1. That is
-C(m − c, 2) rows of K less, of m = min(n, r + c) terms; more terms add none.
-
-That ℓ counts shows in a fused qkv alone: where each query sees one key, q and k have no gradient. t is the rank of dyᵀx
-of the stored dy and x, and no more than the tokens that have a gradient: a causal query's first has none. Keys that are
-not turned by a rotary embedding have Σ_s dk_s = 0 in each sequence, so their t is one less for each; but stored dk are
-rounded, and t counts what that leaves. Where the sum M is reshaped (nlg), G is reshaped with it, and what is said holds
-of M; each of its rows may show in several columns of ΔW (``reshape_gain``).
+The law is that of ``rank.law``. That ℓ counts shows in a fused qkv alone: where each query sees one key, q and k have
+no gradient. t is the rank of dyᵀx of the stored dy and x, and no more than the tokens that have a gradient: a causal
+query's first has none. Keys that are not turned by a rotary embedding have Σ_s dk_s = 0 in each sequence, so their t is
+one less for each; but stored dk are rounded, and t counts what that leaves.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from functools import reduce
-from math import comb, gcd
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -35,6 +19,7 @@ from ..adapters import Adapter, RandLoRA
 from ..arrays import Reshaped
 from ..rank import certify_rank
 from ..rank.factors import Sum, shape
+from ..rank.law import reshape_gain, rows_reached
 from .configurations import METHODS, Backend, BlockCase, Choose, Chosen, brought, build_block, draw_adapter, draw_block
 from .integers import fraction_rank, fractions, small
 from .layers import as_update
@@ -100,17 +85,6 @@ def elimination(case: Factored, backend: Backend) -> float:
     return abs(proven(brought(adapter, backend, "float64")) - fraction_rank(multiplied_out(adapter.factors())))
 
 
-def reshape_gain(shape: tuple[int, int]) -> int:
-    """rank M.reshape(in, out)ᵀ <= gain·rank M: out / in where that divides, 1 where it is a transpose (out <= in).
-
-    Column i of ΔW is entries i·out … (i + 1)·out of M, row by row: it begins at column c = i·out mod in of a row of M,
-    and touches ceil((c + out)/in) of them. Columns of one c are in the span of that many pieces of rows, each of which
-    has the rank of M at most; c is a multiple of gcd(out, in).
-    """
-    out, in_ = shape
-    return 1 if out <= in_ else sum(-(-(c + out) // in_) for c in range(0, in_, gcd(out, in_)))
-
-
 def bound(case: Factored, backend: Backend) -> float:
     """By how much the certificate exceeds what its method can reach; a zero column of A is one of ΔW."""
     rank, d, adapter, gain = case.chosen.rank, min(case.shape), case.adapter(), 1
@@ -163,12 +137,8 @@ def law(G: Array, sides: tuple[int, int], r: int, n: int, constant: int) -> int:
 
     ``sides``: D and d.
     """
-    t, live = fraction_rank(G), int(np.sum(np.any(G != 0, axis=0)))  # ℓ
-    rows = min(n * r, constant * r + t * r * (r + 1) // 2)
-    if t == 1:
-        m = min(n, r + constant)
-        rows = m * r - comb(m - constant, 2)
-    return min(*sides, rows, constant * r + live)
+    n_live = int(np.sum(np.any(G != 0, axis=0)))  # ℓ
+    return min(*sides, rows_reached(fraction_rank(G), r, n, constant), constant * r + n_live)
 
 
 def first_steps(case: BlockCase, backend: Backend) -> float:
@@ -187,9 +157,9 @@ def first_steps(case: BlockCase, backend: Backend) -> float:
     for step in range(3):
         rounded = {}
         for role, own in updates.items():
-            shape, *_, orientation = case.spec.shapes()[role], *own
-            delta = spec.delta_weight(*own[:4], shape, 1, own.pairing, orientation)
-            wrong += fraction_rank(spec.oriented(delta, shape, orientation, adjoint=True)) != ranks[role]
+            size = case.spec.shapes()[role]
+            delta = spec.delta_weight(*own[:4], size, 1, own.pairing, own.orientation)
+            wrong += fraction_rank(spec.oriented(delta, size, own.orientation, adjoint=True)) != ranks[role]
             rounded[role] = spec.Update._make([*(np.asarray(x, float) for x in own[:5]), *own[5:]])
         if step == 2:
             break

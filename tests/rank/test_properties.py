@@ -12,7 +12,7 @@ from strategies import drawn, holds
 
 from randlora_ref import nn, spec
 from randlora_ref.adapters import RandLoRA, RandLoRAa
-from randlora_ref.rank import certify, certify_rank, randlora_factors, spectrum, structure
+from randlora_ref.rank import certify, certify_rank, law, randlora_factors, spectrum, structure
 from randlora_ref.verify import audit, configurations, ranks
 from randlora_ref.verify.configurations import HOST, Backend, BlockCase, Chosen, generator
 from randlora_ref.verify.integers import fraction_rank, fractions
@@ -174,15 +174,6 @@ FROM_ZERO = block_of(8, 1, False, fused=False, rank=2, dialect="kradapter")
 
 
 LESS = [(3, 3, 1, 8), (3, 4, 1, 9), (4, 4, 1, 13), (2, 3, 1, 5), (3, 3, 0, 6), (4, 3, 0, 9), (2, 2, 0, 3)]
-    (3, 3, 1, 8),
-    (3, 4, 1, 9),
-    (4, 4, 1, 13),
-    (2, 3, 1, 5),
-    (3, 3, 0, 6),
-    (4, 3, 0, 9),
-    (2, 2, 0, 3),
-    (5, 9, 0, 15),
-]
 
 
 @pytest.mark.parametrize(("r", "n", "constant", "rank"), LESS)
@@ -204,7 +195,7 @@ def test_what_a_reshape_gains(out: int, in_: int, rank: int, seed: int) -> None:
     """No more than ``reshape_gain`` of the sum's rank, and out / in of it exactly where that divides."""
     rng, (D, d) = np.random.default_rng(seed), spec.sides((out, in_))
     M = fractions(rng.integers(-99, 100, (D, rank)) @ rng.integers(-99, 100, (rank, d)))
-    delta, gain = spec.oriented(M, (out, in_), "reshape"), ranks.reshape_gain((out, in_))
+    delta, gain = spec.oriented(M, (out, in_), "reshape"), law.reshape_gain((out, in_))
     assert fraction_rank(delta) <= gain * fraction_rank(M)
     if out % in_ == 0:
         assert gain == out // in_
