@@ -113,7 +113,7 @@ def delta_weight(update: dict[str, Any], out: int, inner: int) -> list[Row]:
         return total * update["scaling"]
 
     def place(o: int, i: int) -> tuple[int, int]:
-        orientation = update["orientation"]
+        orientation = update.get("orientation", "paper")
         if orientation == "reshape":
             return divmod(i * out + o, min(out, inner))  # M's rows are d long
         turned = out < inner or (out == inner and orientation == "square_transposed")
