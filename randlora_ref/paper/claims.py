@@ -320,6 +320,7 @@ def ablation_b(seed: int) -> Finding:
     return _verdict(certificate.exact and certificate.rank == d // 2 and ratio > 0.99), (
         f"{d}×{d}: {n} terms of rank {half} in place of {r} give rank {certificate.rank}, and {ratio:.1%} of the"
         f" {n * (r + d)} numbers (that n is kept is our reading)",
+        "how -a, -b and RandLoRA train, beside each other: examples/reports/rank_or_parameters",
     )
 
 

@@ -12,23 +12,19 @@ from typing import Any, NamedTuple, Self, cast
 import numpy as np
 
 from .. import arrays, nn
-from ..adapters import Adapter, FullFineTuning, LoRA, NoLA, RandLoRA, RandLoRAa, VeRA, randlora_b
+from ..adapters import Adapter, FullFineTuning, NoLA
 from ..adapters.randlora import ORDERS
 from ..bases import Bases, draw_bases
 from ..dialects import DIALECTS
+from ..models.adapting import METHODS as STARTS
 from . import stacks
 
 Array = Any
 Choose = Callable[[Sequence[Any]], Any]
 SEEDS = range(2**16)
-METHODS: dict[str, Callable[..., Any]] = {
-    "randlora": RandLoRA.start,
-    "lora": LoRA.start,
-    "vera": VeRA.start,
+METHODS: dict[str, Callable[..., Any]] = {name: start for name, (start, _, _) in STARTS.items()} | {
     "nola": lambda *shape, **options: NoLA.start(*shape, num_bases=3, **options),
     "full": lambda out, in_, rank, seed, dtype: FullFineTuning.start(out, in_, dtype=dtype),
-    "randlora_a": RandLoRAa.start,
-    "randlora_b": randlora_b,
 }
 
 
