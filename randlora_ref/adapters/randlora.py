@@ -42,7 +42,8 @@ class RandLoRA(MergedAdapter, learned=("lambda_", "gamma")):
     ``bases``: at least as large as the layer. ``lambda_`` (n, r), ``gamma`` (n, d), in float16, float32 or float64;
     the bases are used in their dtype: narrower ones are widened, wider ones refused. ``dialect`` settles the pairing,
     and the scaling from ``alpha`` unless ``scaling`` is given. ``order`` of contraction: None takes the cheapest of
-    ``contraction_costs`` for each batch.
+    ``contraction_costs`` for each batch. ``merge`` adds ΔW, but to a square layer of vision's orientation: M, as that
+    code does, whose forward takes Mᵀ.
 
     Raises TypeError or ValueError that names the argument.
     """
