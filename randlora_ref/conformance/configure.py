@@ -6,7 +6,7 @@ holds. Errors where the implementation raises are part of it. ΔW is explained f
 left is asked of the survivors alone.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, combinations, product
 from typing import Any, NamedTuple
 
@@ -99,9 +99,12 @@ def ratio(layer: Layer, result: str, way: Way, more: Choice, actual: Array) -> t
     return factor, tolerance / abs(factor)
 
 
-def _of_size(result: str, cells: Cells, bases: Sequence[Found], size: int) -> Iterator[Found]:
-    """What fits of the bases with ``size`` options more."""
-    for base in bases:
+def explain(result: str, cells: Cells, bases: Sequence[Found], most: int) -> list[Found]:
+    """The cheapest ways to one result of all cases, of as few options more than the bases as fit at all."""
+    found: list[Found] = []
+    for size, base in product(range(min(most, MOST[result]) + 1), bases):
+        if found and size > len(found[0].own.choice):
+            break
         free = [STAGES[name] for name in SHOWN[result] if base.way.choice.isdisjoint(STAGES[name])]
         for more in choices(free, size):
             seen: list[tuple[float, float]] = []
@@ -109,46 +112,27 @@ def _of_size(result: str, cells: Cells, bases: Sequence[Found], size: int) -> It
                 if (one := ratio(layer, result, base.way, more, actual)) is None:
                     break
                 seen.append(one)
-            else:
-                for law in laws(
-                    [layer.sizes for layer, _ in cells], [one[0] for one in seen], [one[1] for one in seen]
-                ):
-                    way = base.way._replace(choice=base.way.choice | more, law=base.way.law.times(law))
-                    cost = base.cost + size + 0.25 * len(more & RARE) + (law != ONE)
-                    yield Found(cost, way, base.note, Way(more, law))
-
-
-def explain(result: str, cells: Cells, bases: Sequence[Found], most: int) -> list[Found]:
-    """The cheapest ways to one result of all cases, of as few options more than the bases as fit at all."""
-    for size in range(min(most, MOST[result]) + 1):
-        if found := list(_of_size(result, cells, bases, size)):
-            least = min(one.cost for one in found)
-            return [one for one in found if one.cost == least]
-    return []
+            for law in laws([row[0].sizes for row in cells], seen) if len(seen) == len(cells) else ():
+                way = base.way._replace(choice=base.way.choice | more, law=base.way.law.times(law))
+                cost = base.cost + size + 0.25 * len(more & RARE) + (law != ONE)
+                found.append(Found(cost, way, base.note, Way(more, law)))
+    return [one for one in found if one.cost == min(one.cost for one in found)]
 
 
 def bases_of(result: str, ways: Mapping[str, Way]) -> list[Found]:
     """What a result may start from, given those before it: it follows y (or ΔW), or ignores some or all of that."""
-    if not ways:
-        return [Found(0.0, Way())]
-    forward = ways.get("y") or next(iter(ways.values()))
-    found, gradient = [Found(0.0, forward)], result in ("dlambda", "dgamma")
-    if forward != Way():
-        found.append(Found(0.5 if result == "y" else 0.25, Way(), "ignored in {}"))
+    forward = ways.get("y") or next(iter(ways.values()), Way())
     items = [*forward.choice, *([forward.law] * (forward.law != ONE))]
-    for less in chain.from_iterable(combinations(items, size) for size in range(1, len(items))):
-        rest = Way(forward.choice - set(less), ONE if forward.law in less else forward.law)
-        ignored = Way(forward.choice & set(less), forward.law if forward.law in less else ONE)
-        found.append(Found(0.5, rest, f"{ignored.words} ignored in {{}}"))
-    if (first := ways.get("delta_weight", forward)) != forward and result != "y":
-        found.append(Found(0.5, first, "as delta_weight in {}"))
-    reads = [
-        Found(
-            one.cost + 0.3, one.way._replace(as_read=True), f"as read and {one.note}" if one.note else "as read in {}"
-        )
-        for one in found
-    ]
-    return found + reads * gradient
+    found = [Found(0.0, forward)]
+    for less in chain.from_iterable(combinations(items, size) for size in range(1, len(items) + 1)):
+        law, left = (ONE, forward.law) if forward.law in less else (forward.law, ONE)
+        note = Way(forward.choice & set(less), left).words + " " if len(less) < len(items) else ""
+        cost = 0.5 if note or result == "y" else 0.25
+        found.append(Found(cost, Way(forward.choice - set(less), law), f"{note}ignored in {{}}"))
+    for one in found[:] if result in ("dlambda", "dgamma") else ():
+        note = f"as read and {one.note}" if one.note else "as read in {}"
+        found.append(Found(one.cost + 0.3, one.way._replace(as_read=True), note))
+    return found
 
 
 def solve(cells: Mapping[str, Cells], most: int = 3) -> tuple[list[Solution], str]:

@@ -60,7 +60,7 @@ def _layers(verdicts: Sequence[Verdict], dtype: str | None) -> tuple[list[str], 
 
 
 def _cells(verdicts: Sequence[Verdict], dtype: str | None, lower: str | None, answered: bool) -> dict[str, Cells]:
-    """Each result of each layer, the most telling cases first; ``answered``: without errors and other shapes."""
+    """Each result of each layer, failing and large cases first: more shows on them; ``answered``: without errors and other shapes."""
     cells: dict[str, Any] = {name: [] for name in SHOWN}
     for verdict in verdicts:
         case = verdict.case
@@ -72,13 +72,12 @@ def _cells(verdicts: Sequence[Verdict], dtype: str | None, lower: str | None, an
         nothing = bool(raises(verdict)) or ("delta_weight" in other and not answered)  # no layer can add that to W0
         for name, value in values.items():
             fits = name not in other or (name in ("dlambda", "dgamma") and not answered)
-            if (nothing and not answered) or (
-                value is not None and not nothing and fits and np.all(np.isfinite(value))
-            ):
-                cells[name].append((bool(verdict.wrong), layer, None if nothing else value))
-    for name, some in cells.items():
-        ordered = sorted(some, key=lambda row: (not row[0], -row[1].shows))
-        cells[name] = [(layer, value) for _, layer, value in ordered]
+            given = value is not None and fits and np.all(np.isfinite(value))
+            if not answered if nothing else given:
+                cells[name].append((layer, None if nothing else value))
+    wrong = {verdict.case.id for verdict in verdicts if verdict.wrong}
+    for some in cells.values():
+        some.sort(key=lambda row: (row[0].case.id not in wrong, -row[0].case.size))
     return cells
 
 

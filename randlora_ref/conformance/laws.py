@@ -3,16 +3,14 @@
 A law is c·n^a·r^b·d^e·D^f·s^g·rows^h, times what is asked for, its exponents few and small.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
-from itertools import combinations, product
 from typing import Any, NamedTuple
 
 import numpy as np
 
 Array = Any
 VARIABLES = ("n", "r", "d", "D", "s", "rows")
-POWERS = {0: (), 1: (-2, -1, -0.5, 0.5, 1, 2), 2: (-2, -1, -0.5, 0.5, 1, 2), 3: (-1, -0.5, 0.5, 1)}  # by variables
 NAMES = {
     "0": "adapter not applied",
     "-1": "of the opposite sign",
@@ -29,14 +27,8 @@ NAMES = {
 }
 
 
-def _exponents() -> Iterator[tuple[float, ...]]:
-    for count, powers in POWERS.items():
-        for places in combinations(range(len(VARIABLES)), count):
-            for some in product(powers, repeat=count):
-                yield tuple(float(dict(zip(places, some, strict=True)).get(i, 0)) for i in range(len(VARIABLES)))
-
-
-EXPONENTS = np.array(list(_exponents()))
+_ALL = np.stack(np.meshgrid(*[(-2, -1, -0.5, 0, 0.5, 1)] * len(VARIABLES)), axis=-1).reshape(-1, len(VARIABLES))
+EXPONENTS = _ALL[np.count_nonzero(_ALL, axis=1) <= 3]
 
 
 class Law(NamedTuple):
@@ -65,13 +57,13 @@ class Law(NamedTuple):
 ONE, ZERO = Law(), Law(0.0)
 
 
-def laws(sizes: Sequence[Array], ratios: Sequence[float], tolerances: Sequence[float]) -> list[Law]:
-    """The simplest laws that give all ``ratios`` (NaN: the case says nothing), each within its relative tolerance.
+def laws(sizes: Sequence[Array], ratios: Sequence[tuple[float, float]]) -> list[Law]:
+    """The simplest laws that give all ratios (NaN: the case says nothing), each within its relative tolerance.
 
     Where n, r and s are the same in all cases, one variable or a constant is all that can be said.
     """
-    X, ratio, tolerance = np.array(sizes), np.array(ratios), np.array(tolerances)
-    X, ratio, tolerance = (column[~np.isnan(ratio)] for column in (X, ratio, tolerance))
+    known = [(size, *one) for size, one in zip(sizes, ratios, strict=True) if not np.isnan(one[0])]
+    X, ratio, tolerance = (np.array([row[i] for row in known]) for i in range(3))
     if np.all(np.abs(ratio - 1) <= tolerance):
         return [ONE]
     if not np.all(np.sign(ratio) == np.sign(ratio[0])) or not ratio[0]:

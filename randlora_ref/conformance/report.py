@@ -174,14 +174,14 @@ def check(
     float32, where no limit would part right from wrong. ``progress(case, part)`` is called as work goes on.
     Raises ValueError for an unknown kind, dtype or dialect, or if no case is left.
     """
-    begin, again = perf_counter(), target is not None or can_be_named(implementation)
+    begin, only = perf_counter(), None if target or can_be_named(implementation) else ""
     target = named_target(target or name_of(implementation), dialect)
     chosen, verdicts = choose(kinds, cases, dtype, dialect), []
     for done, case in enumerate(chosen, 1):
         verdicts.append(run_case(implementation, case, dtype))
         if progress is not None:
             progress(f"case {done} of {len(chosen)}", done / len(chosen))
-    return report_of(verdicts, target, dtype, perf_counter() - begin, again=again)
+    return report_of(verdicts, target, dtype, perf_counter() - begin, only)
 
 
 def named_target(target: str, dialect: str | None) -> str:
@@ -217,29 +217,27 @@ def report_of(
     dtype: str | None,
     seconds: float,
     only: str | None = None,
-    again: bool = True,
 ) -> Report:
     """The report of all verdicts; ``only`` are the arguments that repeat a failure (None: the case by its id).
 
-    ``again``: whether a command can.
+    No command can repeat it where ``only`` is "".
     """
     failing = sorted((verdict for verdict in verdicts if verdict.wrong), key=telling)
     causes: dict[str, Any] = {}
-    failures = []
     for kind in dict.fromkeys(verdict.case.kind for verdict in failing):
         of_kind = [verdict for verdict in failing if verdict.case.kind == kind]
         right = [verdict for verdict in verdicts if verdict.case.kind == kind and not verdict.wrong]
         ties, notes = diagnosis(of_kind, right, dtype)
         shared = pattern([verdict.case for verdict in of_kind], [verdict.case for verdict in right])
         causes[kind] = ties, (f"{len(of_kind)} of {len(of_kind) + len(right)} fail: {shared}", *notes)
-    texts = {
-        kind: ties[0] if len(ties) == 1 else f"any of these: {'; '.join(ties)}" for kind, (ties, _) in causes.items()
-    }
+    texts = {kind: "any of these: " * (len(ties) > 1) + "; ".join(ties) for kind, (ties, _) in causes.items()}
     declared = f" --dtype {dtype}" if dtype else ""
-    for one in failing:
-        command = f"randlora-ref check {target} {only or f'--case {one.case.id}'}{declared}" if again else ""
-        failures.append(Failure(one.case, one.mismatches, texts[one.case.kind], command, raises(one)))
+
+    def failure(one: Verdict) -> Failure:
+        command = f"randlora-ref check {target} {only or f'--case {one.case.id}'}{declared}" if only != "" else ""
+        return Failure(one.case, one.mismatches, texts[one.case.kind], command, raises(one))
+
     absent = tuple(row for verdict in verdicts for row in verdict.absent)
     passed = sum(not (verdict.wrong or verdict.absent) for verdict in verdicts)
     found = "; ".join(text if len(texts) == 1 else f"{kind}: {text}" for kind, text in texts.items())
-    return Report(target, passed, tuple(failures), absent, found, seconds, causes=causes)
+    return Report(target, passed, tuple(map(failure, failing)), absent, found, seconds, causes=causes)

@@ -4,13 +4,14 @@ As with layers the fewest that reproduce all cases are the diagnosis; A and B ma
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import product
 from typing import Any, get_args
 
 import numpy as np
 
-from ..dialects import DIALECTS
+from ..dialects import DIALECTS, StartRule
 from ..spec import CountRule, number_of_terms, sides
 from . import oracle
 from .answers import expected
@@ -51,7 +52,6 @@ COUNTS: Stages = (
         "gamma on the large side": lambda n, r, D, d: n * (r + D),
         "gamma of length r": lambda n, r, D, d: n * 2 * r,
         "one value for each base": lambda n, r, D, d: n,
-        "one scalar for each base in place of lambda": lambda n, r, D, d: n * (1 + d),
         "LoRA's count, r(out + in)": lambda n, r, D, d: r * (D + d),
     },
     {"A counted as learned": lambda n, r, D, d: r * d},
@@ -131,27 +131,17 @@ def count(rows: Sequence[tuple[Case, Mapping[str, Array]]]) -> list[str]:
 def start(rows: Sequence[tuple[Case, Mapping[str, Array]]]) -> list[str]:
     """What fills Λ and Γ, each by a rule of the sizes, or neither constant nor by any; and whether ΔW is zero."""
 
-    def rules(case: Case) -> dict[str, float]:
-        (n, r), d = expected(case)["lambda_"].shape, sides(case.shape, DIALECTS[case.dialect].orientation)[1]
-        sizes = {
-            "d": d,
-            "n": n,
-            "r": r,
-            "max(n, d)": max(n, d),
-            "max(n, r)": max(n, r),
-            "max(out, in)": max(case.shape),
-        }
-        return {"0": 0.0, "1": 1.0} | {f"1/{name}": 1 / size for name, size in sizes.items()}
-
     def filled(name: str, rule: str) -> bool:
-        return all(np.allclose(row[name], rules(case)[rule], rtol=2.0**-22, atol=0) for case, row in rows)
+        for case, row in rows:
+            dialect: Any = replace(DIALECTS[case.dialect], lambda_start=rule)  # type: ignore[arg-type]
+            value, _ = dialect.start(case.shape, case.rank, len(expected(case)["lambda_"]))
+            if not np.allclose(row[name], value, rtol=2.0**-22, atol=0):
+                return False
+        return True
 
-    by_rule = {name: [rule for rule in rules(rows[0][0]) if filled(name, rule)] for name in ("lambda_", "gamma")}
-    parts = [
-        f"the start of dialect {row.name}"
-        for row in DIALECTS.values()
-        if row.lambda_start in by_rule["lambda_"] and row.gamma_start in by_rule["gamma"]
-    ][:1]
+    by_rule = {name: [rule for rule in get_args(StartRule) if filled(name, rule)] for name in ("lambda_", "gamma")}
+    known = (x for x in DIALECTS.values() if x.lambda_start in by_rule["lambda_"] and x.gamma_start in by_rule["gamma"])
+    parts = [f"the start of dialect {dialect.name}" for dialect in known][:1]
     for name, found in by_rule.items() if not parts else ():
         values = np.concatenate([np.ravel(row[name]) for _, row in rows])
         random = f"not of its sizes, mean {values.mean():.2g}, deviation {values.std():.2g}"

@@ -7,7 +7,7 @@ choice, as automatic differentiation makes them, come of ΔW of unit arrays: no 
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import combinations, product
 from typing import Any
 
@@ -24,26 +24,6 @@ Choice = frozenset[str]
 AS_ASKED: Choice = frozenset()
 
 
-def swapped(x: Array) -> Array:
-    """The last two axes exchanged."""
-    return np.swapaxes(x, -1, -2)
-
-
-def _turned(M: Array, shape: tuple[int, int], orientation: Any) -> Array:
-    """ΔW (…, out, in) of M (…, D, d), as ``spec.oriented`` has it."""
-    if orientation == "reshape" and shape[0] > shape[1]:
-        return swapped(M.reshape(*M.shape[:-2], *shape[::-1]))
-    return swapped(M) if spec.is_transposed(shape, orientation) else M
-
-
-def _other_layout(x: Array) -> Array:
-    return swapped(x.reshape(*x.shape[:-2], *x.shape[:-3:-1]))
-
-
-def _rolled(x: Array) -> Array:
-    return np.roll(x, 1, -2)
-
-
 STAGES: dict[str, dict[str, Any]] = {
     # whether the columns of B, and the rows of ΛAΓ, lie rank by rank, not term by term; None: not as the case has it
     "pairing": {"literal pairing": (False, False), "crossed pairing": (False, True), "the other pairing": None},
@@ -52,20 +32,20 @@ STAGES: dict[str, dict[str, Any]] = {
         "last term dropped": lambda n, d, r: max(1, n - 1),
         "n = floor(d/r)": lambda n, d, r: max(1, d // r),
     },
-    "lambda": {
-        "lambda read as (r, n)": _other_layout,
-        "lambda rolled by one term": _rolled,
-        "one lambda for all terms": lambda x: x[..., :1, :],
-        "one scalar for each base": lambda x: x[..., :1],
-        "lambda ignored": np.ones_like,
+    "lambda": {  # places of entries, where those of Λ are an array (n, r); None: ones
+        "lambda read as (r, n)": lambda places: places.reshape(places.shape[::-1]).T,
+        "lambda rolled by one term": lambda places: np.roll(places, 1, 0),
+        "one lambda for all terms": lambda places: places[:1],
+        "one scalar for each base": lambda places: places[:, :1],
+        "lambda ignored": None,
     },
-    "gamma": {  # and whether it stands on A's columns (…, n, 1, d), on Λ (…, n, r, 1) or on B's rows
-        "gamma read as (d, n)": _other_layout,
-        "gamma rolled by one term": _rolled,
-        "one gamma for all terms": lambda x: x[..., :1, :],
-        "gamma ignored": np.ones_like,
-        "gamma of length r": lambda x: x,
-        "gamma on B's rows": lambda x: x,
+    "gamma": {  # the same of Γ; the last two are not on A's columns, but on Λ and on B's rows
+        "gamma read as (d, n)": lambda places: places.reshape(places.shape[::-1]).T,
+        "gamma rolled by one term": lambda places: np.roll(places, 1, 0),
+        "one gamma for all terms": lambda places: places[:1],
+        "gamma ignored": None,
+        "gamma of length r": lambda places: places,
+        "gamma on B's rows": lambda places: places,
     },
     "A": {"A sliced from the wrong end": lambda A, d: A[:, -d:], "A not sliced": lambda A, d: A},
     "B": {  # of n
@@ -78,14 +58,14 @@ STAGES: dict[str, dict[str, Any]] = {
         "B's rows d … d + D": lambda B, D, d: B[:, d : d + D],
         "B's rows not sliced": lambda B, D, d: B,
     },
-    "orientation": {
-        "wide layers alone transposed": lambda M, shape: _turned(M, shape, "paper"),
-        "square layers transposed": lambda M, shape: _turned(M, shape, "square_transposed"),
-        "tall layers reshaped": lambda M, shape: _turned(M, shape, "reshape" if shape[0] > shape[1] else "paper"),
-        "tall layers reshaped, square ones transposed": lambda M, shape: _turned(M, shape, "reshape"),
+    "orientation": {  # places of the entries of M in ΔW, of M's own as an array (D, d)
+        "wide layers alone transposed": lambda M, shape: spec.oriented(M, shape, "paper"),
+        "square layers transposed": lambda M, shape: spec.oriented(M, shape, "square_transposed"),
+        "tall layers reshaped": lambda M, shape: M if M.shape[0] == M.shape[1] else spec.oriented(M, shape, "reshape"),
+        "tall layers reshaped, square ones transposed": lambda M, shape: spec.oriented(M, shape, "reshape"),
         "no layer transposed": lambda M, shape: M,
-        "wide layers reshaped, not transposed": lambda M, shape: M.reshape(*M.shape[:-2], *shape),
-        "orientation test inverted": lambda M, shape: swapped(M) if shape[0] > shape[1] else M,
+        "wide layers reshaped, not transposed": lambda M, shape: M.reshape(shape),
+        "orientation test inverted": lambda M, shape: M.T if shape[0] > shape[1] else M,
     },
     "mask": {  # of the adapter's x, and of W0's
         "dropout mask ignored": lambda m: (1, 1),
@@ -126,12 +106,6 @@ class Layer:
         self.u, self.limits = unit_roundoff(dtype or case.dtype), limits(replace(case, tier="real"), dtype)
         self.known: dict[Any, tuple[Array, Array] | None] = {}
 
-    @cached_property
-    def shows(self) -> int:
-        """On how many options ΔW shows."""
-        right, options = self.update(AS_ASKED), choices([STAGES[name] for name in UPDATE], 1)
-        return sum(not np.array_equal(self.update(choice), right) for choice in options)
-
     def __call__(self, result: str, choice: Choice, own: tuple[int, ...] = ()) -> tuple[Array, Array] | None:
         """A result as (what is there without ΔW, what ΔW adds with s as asked); None where it cannot be computed.
 
@@ -170,34 +144,43 @@ class Layer:
 
     def _read(self, choice: Choice, lambda_: Array, gamma: Array) -> tuple[Array, Array]:
         """Λ and Γ as read."""
-        n = min(self.n, picked("terms", choice, lambda n, d, r: n)(self.n, self.d, self.r))
-        gamma = gamma[..., :n, : self.r if "gamma of length r" in choice else self.d]
-        return picked("lambda", choice, lambda x: x)(lambda_[..., :n, :]), picked("gamma", choice, lambda x: x)(gamma)
+        n, k = self.terms(choice), self.r if "gamma of length r" in choice else self.d
+        read = []
+        for name, given in (("lambda", lambda_[..., :n, :]), ("gamma", gamma[..., :n, :k])):
+            places = np.arange(given.shape[-2] * given.shape[-1]).reshape(given.shape[-2:])
+            chosen = picked(name, choice, lambda places: places)
+            flat = given.reshape(*given.shape[:-2], -1)
+            read.append(np.ones_like(given) if chosen is None else flat[..., chosen(places)])
+        return read[0], read[1]
+
+    def terms(self, choice: Choice) -> int:
+        """n, as many as there are at most."""
+        return min(int(self.n), int(picked("terms", choice, lambda n, d, r: n)(self.n, self.d, self.r)))
 
     def _update(self, choice: Choice, lambda_: Array, gamma: Array) -> Array:
         """ΔW (…, out, in) of Λ and Γ as read."""
-        c, n = self.case, min(self.n, picked("terms", choice, lambda n, d, r: n)(self.n, self.d, self.r))
+        c, n = self.case, self.terms(choice)
         A = picked("A", choice, lambda A, d: A[:, :d])(c.A, self.d)
         B = picked("B", choice, lambda B, n: B[:n])(c.B, n)
-        B = swapped(picked("B's rows", choice, lambda B, D, d: B[:, :D])(B, self.D, self.d))
+        B = picked("B's rows", choice, lambda B, D, d: B[:, :D])(B, self.D, self.d).swapaxes(-1, -2)
         crossed = c.pairing == "crossed"
         columns_by_rank, rows_by_rank = picked("pairing", choice, (False, crossed)) or (False, not crossed)
 
         def flat(terms: Array, by_rank: bool) -> Array:
             """(…, n·r, k) of (…, n, r, k)."""
             terms = np.broadcast_to(terms, (*terms.shape[:-3], n, self.r, terms.shape[-1]))
-            return (np.swapaxes(terms, -2, -3) if by_rank else terms).reshape(*terms.shape[:-3], -1, terms.shape[-1])
+            return (terms.swapaxes(-2, -3) if by_rank else terms).reshape(*terms.shape[:-3], -1, terms.shape[-1])
 
         on_rows, on_lambda = "gamma on B's rows" in choice, "gamma of length r" in choice
         of_columns = 1 if on_rows else gamma[..., None] if on_lambda else gamma[..., None, :]
         S, B = flat(lambda_[..., None] * A * of_columns, rows_by_rank), flat(B, columns_by_rank)
-        B = swapped(B * flat(gamma[..., None, :], rows_by_rank) if on_rows else B)
+        B = (B * flat(gamma[..., None, :], rows_by_rank) if on_rows else B).swapaxes(-1, -2)
         M = c.scaling * picked("order", choice, np.matmul)(B, S)
-        as_asked = picked("orientation", choice, lambda M, shape: _turned(M, shape, c.orientation))
-        update = as_asked(M, c.weight.shape)
-        if update.shape[-2:] != c.weight.shape:
+        turned = picked("orientation", choice, lambda M, shape: spec.oriented(M, shape, c.orientation))
+        places = turned(np.arange(M.shape[-2] * M.shape[-1]).reshape(M.shape[-2:]), c.weight.shape)
+        if places.shape != c.weight.shape:
             raise ValueError("ΔW of another shape than W0")
-        return update
+        return M.reshape(*M.shape[:-2], -1)[..., places]
 
     def _gradient(self, of_gamma: bool, choice: Choice, G: Array, own: tuple[int, ...]) -> Array:
         """⟨G, ΔW of each unit array − ΔW of zero⟩."""

@@ -156,13 +156,13 @@ def test_a_law_is_found_again(index: int, constant: float) -> None:
     """Out of its ratios on the stored layers alone: among those found, one gives them all."""
     law, sizes = Law(constant, tuple(EXPONENTS[index].tolist())), [layer_of(case, None).sizes for case in ASKED]
     ratios = [law(one) for one in sizes]
-    found = laws(sizes, [*ratios[:-1], np.nan], [1e-12] * len(sizes))
+    found = laws(sizes, [(one, 1e-12) for one in [*ratios[:-1], np.nan]])
     assert found
     assert all(np.allclose([one(size) for size in sizes], ratios, rtol=1e-6) for one in found)
     assert np.count_nonzero(found[0].exponents) <= np.count_nonzero(law.exponents)
-    assert laws(sizes, [1.0] * len(sizes), [1e-12] * len(sizes)) == [ONE]
+    assert laws(sizes, [(1.0, 1e-12)] * len(sizes)) == [ONE]
     ratios[0] *= 1.001
-    assert not any(one == law for one in laws(sizes, ratios, [1e-12] * len(sizes)))
+    assert not any(one == law for one in laws(sizes, [(one, 1e-12) for one in ratios]))
 
 
 def test_ties_are_all_listed() -> None:
