@@ -204,6 +204,7 @@ def test_concatenated_bases_are_a_view() -> None:
         ({"dialect": "nlg", "context": 8, "kind": "sparse"}, "kind: 'sparse'; .*from no seed"),
         ({"dialect": "vision", "kind": "very_sparse"}, "kind: 'very_sparse'; .*from no seed"),
         ({"dialect": "vision", "kind": "normal"}, r"kind: 'normal' with D·r = 8; it must be 16 or more"),
+        ({"dialect": "kradapter", "kind": "sparse"}, r"kind: 'sparse'; .*it must be one of \('dense',\)$"),
         ({"dialect": "official", "kind": "normal"}, "kind: 'normal'; of generator 'torch_float32' it must be one of"),
         ({"kind": "normal"}, "kind: 'normal'; it must be 'dense', 'sparse'"),
         ({"dialect": "official", "shapes": []}, r"shapes: \[\]"),

@@ -1,6 +1,7 @@
-"""What users import and call stays: ``public.json`` holds every public name with the names of its parameters.
+"""What users import and call stays: ``public.json`` holds every public name with its parameters and their defaults.
 
-A name or a parameter may be added (``python tests/test_public.py`` writes the file again); none may go.
+A name, a parameter or a default may be added (``python tests/test_public.py`` writes the file again); none may go or
+change.
 """
 
 import importlib
@@ -18,11 +19,12 @@ MODELS = {"forward", "backward", "replace", "from_dict", "modules"}
 
 
 def parameters(f: typing.Any) -> str:
-    """The parameters that a caller may name, in order; those of ``**options`` as its type lists them."""
+    """The parameters that a caller may name, in order, "name" or "name=default"; of ``**options`` as its type lists."""
     names = []
     for one in inspect.signature(f).parameters.values():
         if one.kind is not one.VAR_KEYWORD:
-            names.append(one.name)
+            default = getattr(one.default, "__name__", repr(one.default)).replace(" ", "")
+            names.append(one.name if one.default is one.empty else f"{one.name}={default}")
         elif typing.is_typeddict(options := next(iter(typing.get_args(one.annotation)), None)):  # Unpack[options]
             names += options.__annotations__
         else:
@@ -53,13 +55,15 @@ def kept(room: str) -> dict[str, str | None]:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_no_public_name_and_no_parameter_goes(room: str) -> None:
-    """Each recorded name is there, and takes each recorded parameter in the same order."""
+    """Each recorded name is there, takes each recorded parameter in the same order, and has its default."""
     found = public(room)
     assert kept(room).keys() <= found.keys()
     for name, recorded in kept(room).items():
         now = found[name]
         if recorded is not None and now is not None and "**" not in now:
-            assert [one for one in now.split() if one in recorded.split()] == recorded.split(), name
+            own = recorded.split()  # of these one that was asked for may have a default by now
+            same = [one if one in own else one.partition("=")[0] for one in now.split()]
+            assert [one for one in same if one in own] == own, name
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -60,7 +60,7 @@ def _layers(verdicts: Sequence[Verdict], dtype: str | None) -> tuple[list[str], 
 
 
 def _cells(verdicts: Sequence[Verdict], dtype: str | None, lower: str | None, answered: bool) -> dict[str, Cells]:
-    """Each result of each layer, failing and large cases first: more shows on them; ``answered``: without errors and other shapes."""
+    """Each result of each layer, failing and large cases first; ``answered``: without errors and other shapes."""
     cells: dict[str, Any] = {name: [] for name in SHOWN}
     for verdict in verdicts:
         case = verdict.case

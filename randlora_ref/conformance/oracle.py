@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from .. import spec
+from ..dialects import DIALECTS
+from ..torch_bases import RULES
 from ..verify.integers import fraction_rank, fractions
 
 Array = Any
@@ -69,12 +71,19 @@ def bases(
     """A (r, d_max) and B (n_max, D_max, r) in float64 that holds float32 values, or PEFT's."""
     largest = max(out for out, _ in shapes), max(in_ for _, in_ in shapes)
     apart = max(max(shape) for shape in shapes), max(min(shape) for shape in shapes)
-    n_ctx = context or 0  # nlg alone has one
-    known = {"paper": apart, "peft": spec.sides(largest), "official": largest[::-1], "nlg": (4 * n_ctx, n_ctx)}
-    D, d = known.get("paper" if "sides apart" in faults else dialect, largest)
+    rules, n_ctx = DIALECTS[dialect], context or 0  # nlg alone has one
+    known = {
+        "max(D), max(d)": apart,
+        "sorted max(out), max(in)": spec.sides(largest),
+        "max(in), max(out)": largest[::-1],
+        "max(out), max(in)": largest,
+        "4*context, context": (4 * n_ctx, n_ctx),
+    }
+    D, d = known["max(D), max(d)" if "sides apart" in faults else rules.shared_sides]
     n = max(-(-min(shape) // rank) for shape in [(D, d), *shapes])
-    n = {"nlg": n_ctx // rank + 1, "vision": 1000, "kradapter": n + 1}.get(dialect, n)
-    if dialect == "paper":
+    # what has a cap draws as many terms, whatever the layers need
+    n = rules.max_terms or {"floor+1": n_ctx // rank + 1, "ceil+1": n + 1}.get(rules.count_rule, n)
+    if rules.generator == "philox":
         return _native(seed, n, D, d, rank, kind, faults)
     return _torch(seed, n, D, d, rank, kind, faults, dialect)
 
@@ -104,12 +113,13 @@ def _torch(seed: int, n: int, D: int, d: int, r: int, kind: Any, faults: Set[str
     """The draws of PEFT 0.21.2 and, in float32, of the authors' code: see ``randlora_ref.torch_bases``."""
     words = mt19937(seed)
     uniform = [Fraction(next(words) & 0xFFFFFF, 2**24) for _ in range(r * d + D * n * r)]
-    half = "float16" if "float16" in faults else "float32" if dialect != "peft" or "float32" in faults else "bfloat16"
+    rule = RULES[DIALECTS[dialect].generator]
+    half = next((dtype for dtype in ("float16", "float32") if dtype in faults), rule.dtypes[0])
     if kind == "dense":
         a, b = uniform[: r * d], uniform[r * d :]
-        if dialect in ("nlg", "vision", "kradapter") or "B first" in faults:
+        if rule.B_first or "B first" in faults:
             b, a = uniform[: D * n * r], uniform[D * n * r :]
-        fan_in = (r * d, D * r) if dialect == "kradapter" else (d, r)
+        fan_in = (r * d, D * r) if rule.whole else (d, r)
         A = np.array(_kaiming(a, fan_in[0], half, faults)).reshape(r, d)
         flat = np.array(_kaiming(b, fan_in[1], half, faults))
         B = flat.reshape(D, n, r).transpose(1, 0, 2) if "B at once" in faults else flat.reshape(n, D, r)

@@ -209,6 +209,21 @@ def test_the_javascript_client_passes() -> None:
     report = check_target(command=f"{node} {EXAMPLES / 'client.mjs'}", kinds=["layer"])
     assert report.passed, "\n".join(report.lines())
     assert report.seconds < 20
+    orientations(f"{node} {EXAMPLES / 'client.mjs'}", ["layer"])
+
+
+def test_the_python_client_passes_for_every_dialect() -> None:
+    """Layers and counts."""
+    orientations(f"{sys.executable} {EXAMPLES / 'client.py'}", ["layer", "count"])
+
+
+def orientations(command: str, kinds: list[str]) -> None:
+    """A client reads ``orientation``: under each of the authors' codes nothing that is asked is wrong or left out."""
+    with Program(command) as run:
+        for dialect in ("official", "nlg", "vision", "kradapter"):
+            report = check(run, kinds, dialect=dialect, target=command)
+            assert report.passed, "\n".join(report.lines())
+            assert not report.absent
 
 
 def program(body: str) -> str:

@@ -103,6 +103,17 @@ def test_activations_far_out(library: Any, kind: str, dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gelu", "gelu_tanh", "quick_gelu", "silu"])
+def test_complex_activations_far_out(library: Any, kind: str) -> None:
+    """Where the complex step looks as well: the real part is the real function's, the imaginary part its slope's."""
+    x = np.array([50.0, -50.0, 1e3, -1e3, 1e30, -1e30])
+    with np.errstate(under="ignore"):
+        value = library.host(nn.activation(library.array(x + 1e-30j), kind)[0])
+        right, slope = (library.host(part) for part in nn.activation(library.array(x), kind))
+    assert np.all(np.abs(value.real - right) <= 1e-15 * np.abs(right))
+    assert np.all(np.abs(value.imag / 1e-30 - slope) <= 1e-15)
+
+
+@pytest.mark.parametrize("kind", ["gelu", "gelu_tanh", "quick_gelu", "silu"])
 def test_activations_do_not_jump_where_they_are_cut(library: Any, kind: str) -> None:
     """Around the places beyond which a slope is constant, neighbours have neighbouring values and slopes."""
     for place in (10.0, 22.0, 800.0, 800 / 1.702, 27.5 * math.sqrt(2), 13 * math.sqrt(2)):
