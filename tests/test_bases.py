@@ -220,6 +220,7 @@ def test_concatenated_bases_are_a_view() -> None:
         ({"kind": math.nan}, "kind: nan; it must be"),
         ({"kind": 6, "dialect": "peft"}, "kind: 6; of generator 'torch' it must be one of"),
         ({"draw_dtype": "float32", "dialect": "peft"}, "draw_dtype: 'float32'; it must be"),
+        ({"draw_dtype": "bfloat16"}, "draw_dtype: 'bfloat16'; it must be one of None; these are drawn in dtype"),
         ({"dtype": "bfloat16"}, "dtype: 'bfloat16'; it must be"),
     ],
 )
