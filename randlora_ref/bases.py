@@ -99,7 +99,7 @@ def draw_bases(
     checks.choice("dtype", dtype, ("float32", "float64"))
     if dialect.generator != "philox":
         if dialect.generator == "torch_terms_first" and dialect.max_terms:
-            n = dialect.max_terms  # drawn whatever the layers need; all enter the deviation
+            n = max(n, dialect.max_terms)  # drawn whatever the layers need; all enter the deviation
         drawn = draw(dialect.generator, seed, n, D, d, rank, kind, draw_dtype)
         A, B = (arrays.from_numpy(xp, part.astype(dtype, copy=False), device) for part in drawn)
     else:

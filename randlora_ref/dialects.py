@@ -64,6 +64,7 @@ class Dialect:
     default_alpha: float | None = None  # None: not stated, or the scaling rule needs none
     default_seed: int | None
     max_terms: int | None = None  # None: no cap on n
+    num_terms: int | None = None  # n of every layer, whatever the rule and the cap
     context: int | None = None  # the network's context length, where that is the counted side
     shared_sides: SharedSides
     generator: Generator
@@ -76,7 +77,7 @@ class Dialect:
     def __post_init__(self) -> None:
         for name, allowed in RULES.items():
             checks.choice(name, getattr(self, name), allowed)
-        for name, least in (("max_terms", 1), ("context", 1), ("default_seed", 0)):
+        for name, least in (("max_terms", 1), ("num_terms", 1), ("context", 1), ("default_seed", 0)):
             if getattr(self, name) is not None:
                 checks.integer(name, getattr(self, name), least)
         if self.default_alpha is not None:
@@ -87,7 +88,7 @@ class Dialect:
         if self.counted_side == "context":
             shape = (checks.integer("context", self.context if context is None else context),) * 2
         n = number_of_terms(shape, rank, self.count_rule)
-        return n if self.max_terms is None else min(n, self.max_terms)
+        return self.num_terms or (n if self.max_terms is None else min(n, self.max_terms))
 
     def scaling(self, rank: int, n: int, alpha: float | None = None) -> float:
         """s, the number in front of the sum. ``alpha`` None takes the dialect's own.

@@ -22,8 +22,8 @@ LEADING = st.sampled_from([(), (0,), (1,), (4,), (2, 3), (3, 0, 1)])
 def layer_cases(draw: st.DrawFn, elements: Any = None) -> dict[str, Any]:
     """Layers of every shape; integers, or real entries drawn one by one from ``elements``."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    pairing, mask = draw(st.sampled_from(["literal", "crossed"])), draw(st.booleans())
-    case = integers.layer_case(rng, (draw(SIDE), draw(SIDE)), draw(SIDE), draw(SIDE), draw(LEADING), pairing, mask)
+    pairing, shape, mask = draw(st.sampled_from(["literal", "crossed"])), (draw(SIDE), draw(SIDE)), draw(st.booleans())
+    case = integers.layer_case(rng, shape, draw(SIDE), draw(SIDE), draw(LEADING), mask, pairing=pairing)
     if elements is None:
         return case
     sizes = {name: x.shape for name, x in case.items() if isinstance(x, np.ndarray)}
