@@ -37,7 +37,7 @@ from .spec import CountRule, Orientation, Pairing, number_of_terms, sides
 
 CountedSide = Literal["d", "context"]  # what the count rule divides by r: a layer's d, or the network's context length
 ScalingRule = Literal["2/sqrt(n)", "alpha/r", "alpha/(r*sqrt(n))", "1"]
-StartRule = Literal["0", "1", "1/d", "1/n", "1/max(n, d)", "1/max(n, r)"]
+StartRule = Literal["0", "1", "1/d", "1/n", "1/max(n, d)", "1/max(n, r)", "1/max(out, in)"]
 # (D_max, d_max) of the bases that layers share, by the sides of each layer
 SharedSides = Literal[
     "max(D), max(d)", "sorted max(out), max(in)", "max(in), max(out)", "max(out), max(in)", "4*context, context"
@@ -108,7 +108,9 @@ class Dialect:
         """The constants that fill Λ and Γ before the first step."""
         d = sides(shape, self.orientation)[1]
         divisors = {"1": 1, "1/d": d, "1/n": n, "1/max(n, d)": max(n, d), "1/max(n, r)": max(n, rank)}
-        values = {"0": 0.0} | {rule: 1 / divisor for rule, divisor in divisors.items()}
+        values = {"0": 0.0, "1/max(out, in)": 1 / max(shape)} | {
+            rule: 1 / divisor for rule, divisor in divisors.items()
+        }
         return values[self.lambda_start], values[self.gamma_start]
 
     def num_parameters(self, shape: tuple[int, int], rank: int, *, context: int | None = None) -> int:

@@ -5,7 +5,7 @@ slips that ``diagnose`` recognises; without them these are the bases of design, 
 """
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from fractions import Fraction
 from typing import Any
 
@@ -65,7 +65,7 @@ def bases(
     rank: int,
     kind: Any,
     dialect: str,
-    faults: Collection[str] = (),
+    faults: Set[str] = frozenset(),
     context: int | None = None,
 ) -> tuple[Array, Array]:
     """A (r, d_max) and B (n_max, D_max, r) in float64 that holds float32 values, or PEFT's."""
@@ -88,7 +88,7 @@ def bases(
     return _torch(seed, n, D, d, rank, kind, faults, dialect)
 
 
-def _native(seed: int, n: int, D: int, d: int, r: int, kind: Any, faults: Collection[str]) -> tuple[Array, Array]:
+def _native(seed: int, n: int, D: int, d: int, r: int, kind: Any, faults: Set[str]) -> tuple[Array, Array]:
     """Stream 0 is A, entry (k, i) at word i·r + k; stream j is B_j, entry (o, k) at o·r + k."""
     root3 = 1.0 if "no variance" in faults else round_to(math.sqrt(3), "float32")
     named = {"dense": Fraction(1), "sparse": Fraction(36), "very_sparse": Fraction(max(D, 4))}
@@ -109,9 +109,7 @@ def _native(seed: int, n: int, D: int, d: int, r: int, kind: Any, faults: Collec
     return np.array(A), np.array(B)
 
 
-def _torch(
-    seed: int, n: int, D: int, d: int, r: int, kind: Any, faults: Collection[str], dialect: str
-) -> tuple[Array, Array]:
+def _torch(seed: int, n: int, D: int, d: int, r: int, kind: Any, faults: Set[str], dialect: str) -> tuple[Array, Array]:
     """The draws of PEFT 0.21.2 and, in float32, of the authors' code: see ``randlora_ref.torch_bases``."""
     words = mt19937(seed)
     uniform = [Fraction(next(words) & 0xFFFFFF, 2**24) for _ in range(r * d + D * n * r)]
@@ -135,7 +133,7 @@ def _torch(
     return _over_deviation(A, B, half, faults)
 
 
-def _kaiming(uniform: Sequence[Fraction], fan_in: int, half: str, faults: Collection[str]) -> list[float]:
+def _kaiming(uniform: Sequence[Fraction], fan_in: int, half: str, faults: Set[str]) -> list[float]:
     """Uniform on ±√(1/fan_in) in ``half``; what rounds up to the excluded bound becomes the lower one."""
     bound = round_to(math.sqrt(3.0) * (math.sqrt(2.0 / 6.0) / math.sqrt(fan_in)), "float32")
     if "not centred" in faults:
@@ -145,7 +143,7 @@ def _kaiming(uniform: Sequence[Fraction], fan_in: int, half: str, faults: Collec
     return [-top if value == top and half != "float32" else value for value in values]
 
 
-def _over_deviation(A: Array, B: Array, half: str, faults: Collection[str]) -> tuple[Array, Array]:
+def _over_deviation(A: Array, B: Array, half: str, faults: Set[str]) -> tuple[Array, Array]:
     """Each tensor over its own sample deviation (ddof 1), deviation and quotient rounded to ``half``."""
     ddof = 0 if "population" in faults else 1
 
@@ -156,8 +154,9 @@ def _over_deviation(A: Array, B: Array, half: str, faults: Collection[str]) -> t
         return np.array([round_to(Fraction(v) / s, half) for v in x.ravel().tolist()]).reshape(x.shape)
 
     of_A = A.std(ddof=ddof)
-    if "per term" in faults:
-        return over(A, of_A), np.stack([over(term, term.std(ddof=ddof)) for term in B])
+    if faults & {"per term", "per term, then whole"}:
+        B = np.stack([over(term, term.std(ddof=ddof)) for term in B])
+        return over(A, of_A), B if "per term" in faults else over(B, B.std(ddof=ddof))
     return over(A, of_A), over(B, of_A if "B by A" in faults else B.std(ddof=ddof))
 
 

@@ -219,7 +219,7 @@ def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
 
 
 def test_the_exact_tier_has_one_hash() -> None:
-    exact = [case for case in choose("layer", None, None) if case.tier == "exact"]
+    exact = [c for c in choose("layer", None, None) if c.tier == "exact" and not c.id.startswith("sliced")]
     results = ((c.id, {k: x for k, x in reference(c).items() if k in c.wanted}) for c in exact)
     manifest = json.loads((FOLDER / "MANIFEST.json").read_text())
     assert exact_digest(results) == manifest["exact_sha256"]
