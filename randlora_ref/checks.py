@@ -26,7 +26,8 @@ entries), types that the array library does not have (bfloat16), and bytes in an
 import difflib
 import math
 import numbers
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -240,6 +241,15 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """Words for the end of a message: which of ``names`` is spelled most like ``name``; none if none is like it."""
     found = difflib.get_close_matches(name, names, n=1)
     return f"; the nearest there is {found[0]!r}" if found else ""
+
+
+@contextmanager
+def naming(what: Any) -> Iterator[None]:
+    """A KeyError, TypeError or ValueError inside becomes a ValueError that begins with ``what``, such as a file."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{what}: {error.args[0]}") from None
 
 
 def layer_shape(value: Any) -> tuple[int, int]:

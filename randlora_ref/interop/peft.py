@@ -4,27 +4,26 @@
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from .. import arrays, checks
-from .saved import METHODS, PREFIX, PeftAdapter, PeftLoRA, PeftVeRA, Saved, Shape
+from ..adapters.base import Made
+from .saved import METHODS, PeftAdapter, PeftLoRA, PeftVeRA, Saved, Shape
 from .tensors import Tensors, read_json, read_tensors
 
 Array = Any
 Shapes = Sequence[Shape] | Mapping[str, Shape] | None
+PREFIX = "base_model."
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 __all__ = ["PeftAdapter", "PeftLoRA", "PeftVeRA", "load_peft", "save_peft"]
 
 
-def load_peft(
-    folder: str | Path, shapes: Shapes = None, *, draw_dtype: Any = "bfloat16", dtype: str | None = None, xp: Any = np,
-    device: Any = None,
-) -> Any:  # fmt: skip
+def load_peft(folder: str | Path, shapes: Shapes = None, *, draw_dtype: Any = "bfloat16", **made: Unpack[Made]) -> Any:
     """An adapter that PEFT saved in ``folder``: a ``PeftAdapter`` (RandLoRA), ``PeftLoRA`` or ``PeftVeRA``.
 
     ``shapes``: the (out, in) of every adapted layer, or of the base model's modules by name (``models.layer_shapes``),
@@ -33,20 +32,15 @@ def load_peft(
     "float16" where the hardware that it was trained on has no bfloat16: no file says which. Another adapter of the same
     model has a folder of its own inside this one.
 
-    Arrays are of the library ``xp`` on ``device``, in ``dtype``; None leaves each as it is saved, but for bfloat16,
+    Arrays are of the library ``xp`` on ``device``, in ``dtype``; without one each is as it is saved, but for bfloat16,
     which comes as float32, value for value. Raises ValueError that names the file for one that is missing, malformed,
     of another method, or contradicts itself.
     """
-    config, path = read_json(Path(folder) / CONFIG_FILE, "PEFT's adapter configuration"), Path(folder) / WEIGHTS_FILE
-    try:
-        kind = check_config(config)
-    except ValueError as error:
-        raise ValueError(f"{Path(folder) / CONFIG_FILE}: {error}") from None
-    tensors = read_tensors(path)
-    try:
-        return assemble(kind, config, tensors, shapes, draw_dtype).to(dtype, xp, device)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    saved = read_peft(folder, shapes, draw_dtype)
+    with checks.naming(Path(folder) / WEIGHTS_FILE):
+        for name in saved.modules:
+            saved.layer(name)
+        return saved.to(**made)
 
 
 def save_peft(adapter: Saved, folder: str | Path) -> None:
@@ -56,15 +50,29 @@ def save_peft(adapter: Saved, folder: str | Path) -> None:
     """
     from safetensors.numpy import save_file
 
-    tensors = {PREFIX + key: x for key, x in adapter.shared_to_peft().items()}
-    for what, (ending, _) in adapter.LEARNED.items():
+    bases, config = zip(adapter.SHARED, adapter.bases_to_peft(), strict=True), getattr(adapter, "config", {})
+    tensors = {PREFIX + key: x for key, x in bases}
+    for what, ending in adapter.LEARNED.items():
         for name, x in getattr(adapter, what).items():
             tensors[f"{PREFIX}model.{name}.{ending}"] = adapter.from_peft(what, arrays.to_numpy(x))
     tensors |= adapter.extra
     Path(folder).mkdir(parents=True, exist_ok=True)
     contiguous = {key: np.array(arrays.to_numpy(x), order="C") for key, x in tensors.items()}
     save_file(contiguous, Path(folder) / WEIGHTS_FILE, metadata={"format": "pt"})
-    (Path(folder) / CONFIG_FILE).write_text(json.dumps(dict(adapter.config), indent=2, sort_keys=True) + "\n")
+    (Path(folder) / CONFIG_FILE).write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n")
+
+
+def read_peft(folder: str | Path, shapes: Shapes = None, draw_dtype: Any = "bfloat16") -> Saved:
+    """As ``load_peft``, on the host and each array as it is saved, its layers not made.
+
+    ``draw_dtype`` None: without bases, where they are not saved.
+    """
+    config = read_json(Path(folder) / CONFIG_FILE, "PEFT's adapter configuration")
+    with checks.naming(Path(folder) / CONFIG_FILE):
+        kind = check_config(config)
+    tensors = read_tensors(Path(folder) / WEIGHTS_FILE)
+    with checks.naming(Path(folder) / WEIGHTS_FILE):
+        return assemble(kind, config, tensors, shapes, draw_dtype)
 
 
 def check_config(config: Mapping[str, Any]) -> type[Saved]:
@@ -73,77 +81,64 @@ def check_config(config: Mapping[str, Any]) -> type[Saved]:
         raise ValueError(f"peft_type {config.get('peft_type')!r}; it must be one of {', '.join(METHODS)}")
     kind: type[Saved] = METHODS[config["peft_type"]]
     checks.integer("r", config.get("r"))
-    if kind.ALPHA:
-        checks.number(kind.ALPHA, config.get(kind.ALPHA))
+    for key in kind.ALPHA:
+        checks.number(key, config.get(key))
     if kind.SHARED:
-        checks.integer("projection_prng_key", config.get("projection_prng_key"), 0)
+        checks.seed(config.get("projection_prng_key"))
     for key in kind.FLAGS:
         checks.choice(key, config.get(key), (None, True, False))
-    for key in kind.REFUSED:
-        if config.get(key):
+    for key, allowed in kind.FIXED.items():
+        if config.get(key) and config[key] not in allowed:
             raise ValueError(f"{key}: {config[key]!r} is not implemented; it must be false or left out")
-    checks.choice("bias", config.get("bias", "none"), ("none", "all", f"{kind.METHOD.lower()}_only"))
+    checks.choice("bias", config.get("bias", "none"), ("none", "all", f"{config['peft_type'].lower()}_only"))
     return kind
 
 
-def assemble(
-    kind: type[Saved], config: Mapping[str, Any], tensors: Tensors, shapes: Shapes = None, draw_dtype: Any = "bfloat16"
-) -> Saved:
+def assemble(kind: type[Saved], config: Mapping[str, Any], tensors: Tensors, shapes: Shapes, draw_dtype: Any) -> Saved:
     """The saved adapter that ``tensors`` are, by PEFT's keys. ValueError names what is missing, unknown or at odds.
 
     What it keeps is copied: a file's other tensors, such as RandLoRA's bases once more for each layer, can go.
     """
     learned: dict[str, dict[str, Array]] = {what: {} for what in kind.LEARNED}
-    shared: dict[str, Array] = {}
-    extra: Tensors = {}
+    shared, extra = Tensors(), Tensors()
     for key, x in tensors.items():
-        name, what = key.removeprefix(f"{PREFIX}model."), key.rpartition(".")[2]
-        field = next((field for field, (ending, _) in kind.LEARNED.items() if name.endswith(f".{ending}")), None)
-        if field is not None:
-            ending, axes = kind.LEARNED[field]
-            module = name.removesuffix(f".{ending}")
-            if x.ndim != axes or 0 in x.shape:
-                raise ValueError(f"{key} {x.shape}; it must have {axes} axes, none of them empty")
-            if module in learned[field]:
-                raise ValueError(f"{key}: another tensor is {ending} of {module!r} too; it must be the only one")
-            learned[field][module] = kind.from_peft(field, np.array(x))
-        elif what in kind.SHARED:
-            one: Array = shared.setdefault(what, x)
-            if not np.array_equal(one, x):
-                raise ValueError(f"{key}: differs from another {what}; all modules must share one")
+        name, last = key.removeprefix(f"{PREFIX}model."), key.rpartition(".")[2]
+        ours = [what for what, ending in kind.LEARNED.items() if name.endswith(f".{ending}")]
+        if ours:
+            module = name.removesuffix(f".{kind.LEARNED[ours[0]]}")
+            if 0 in x.shape or x.ndim != (1 if "vera" in last else 2) or module in learned[ours[0]]:
+                raise ValueError(f"{key} {x.shape}; it must be the only one of its module, a matrix, VeRA's a vector")
+            learned[ours[0]][module] = kind.from_peft(ours[0], np.array(x))
+        elif last in kind.SHARED:
+            one: Array = shared.setdefault(last, x)
+            if one is not x and not np.array_equal(one, x):
+                raise ValueError(f"{key}: differs from another {last}; all modules must share one")
         elif _beside(name, x, config):
             extra[key] = np.array(x)
         else:
-            wanted = f"{kind.METHOD}'s own, a bias where 'bias' says so, or of modules_to_save"
-            raise ValueError(f"{key}: unknown; it must be {wanted}")
-    ours, *others = learned.values()
-    if not ours or any(ours.keys() != other.keys() for other in others):
-        needed = " and ".join(ending for ending, _ in kind.LEARNED.values())
-        raise ValueError(f"{len(tensors)} tensors; each module needs {needed}")
-    known = _shapes_of(ours, shapes)
-    if len(shared) == 1:
-        raise ValueError(f"{min(shared)} alone; it must hold {' and '.join(kind.SHARED)}, or neither")
+            raise ValueError(
+                f"{key}: unknown; it must be the adapter's, a bias if 'bias' says so, or of modules_to_save"
+            )
+    first, second = learned.values()
+    if not first or first.keys() != second.keys() or len(shared) == 1:
+        needed = f"each module needs {' and '.join(kind.LEARNED.values())}, all of them {kind.SHARED} or neither"
+        raise ValueError(f"{len(tensors)} tensors; {needed}")
+    by_name: Mapping[str, Shape] = shapes if isinstance(shapes, Mapping) else dict.fromkeys(first, (0, 0))
+    for name in sorted(first.keys() - by_name):
+        raise ValueError(f"{name}: no linear module of the base model{checks.nearest(name, by_name)}")
+    known = {name: by_name[name] for name in first} if by_name is shapes else {}
     given: dict[str, Any] = {**learned, "config": config, "extra": extra, "shapes": known}
     if shared:
         given["bases"] = kind.bases_from_peft(*(np.array(shared[key]) for key in kind.SHARED))
+    elif kind.SHARED and draw_dtype is None:
+        given["bases"] = None
     elif kind.SHARED:
-        listed = list(known.values()) if isinstance(shapes, Mapping) else list(shapes or ())
-        given["bases"] = kind.draw(config, listed, draw_dtype)
-    saved: Saved = kind(**given)
-    saved.check()
-    return saved
+        listed: Any = known.values() or shapes or ()
+        given["bases"] = kind.draw(config, list(listed), draw_dtype)
+    return kind(**given)
 
 
 def _beside(name: str, x: Array, config: Mapping[str, Any]) -> bool:
     """Whether PEFT trains a tensor beside the adapter, or it counts something: an integer is no adapter's."""
     bias = name.endswith(".bias") and config.get("bias", "none") != "none"
     return bias or x.dtype.kind != "f" or any(f".{one}." in f".{name}" for one in config.get("modules_to_save") or ())
-
-
-def _shapes_of(modules: Collection[str], shapes: Shapes) -> dict[str, Shape]:
-    """The (out, in) of ``modules``, if they are known by name. ValueError names one that the base model has not."""
-    if not isinstance(shapes, Mapping):
-        return {}
-    if odd := sorted(set(modules) - shapes.keys()):
-        raise ValueError(f"{odd[0]}: no linear module of the base model{checks.nearest(odd[0], shapes)}")
-    return {name: shapes[name] for name in modules}

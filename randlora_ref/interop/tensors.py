@@ -5,51 +5,37 @@ dtype, shape and place, and the tensors' bytes without a gap. It is read once, a
 """
 
 import json
-import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .. import arrays
+
 Array = Any
 Tensors = dict[str, Any]  # NumPy's, by name
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
-DTYPES = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
-    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
-}  # fmt: skip
+PAIRS = "F64:<f8 F32:<f4 F16:<f2 BF16:<u2 I64:<i8 I32:<i4 I16:<i2 I8:i1 U64:<u8 U32:<u4 U16:<u2 U8:u1 BOOL:?"
+DTYPES = dict(pair.split(":") for pair in PAIRS.split())
 
 
-def parse(text: str) -> dict[str, Any]:
-    """The JSON object of ``text``. ValueError for malformed JSON, a key given twice, NaN, or no object."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise ValueError(f"{key!r} is given twice")
-            found[key] = value
-        return found
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no number of JSON")
-
-    try:
-        found = json.loads(text, object_pairs_hook=once, parse_constant=refuse)
-    except RecursionError:
-        raise ValueError("too many brackets one inside another") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{type(found).__name__}, no object")
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object's mapping. ValueError if a key is given twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"one of {', '.join(key for key, _ in pairs[:9])} is given twice")
     return found
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """The JSON object in a file. ValueError that names the file, and ``what`` it must be."""
     try:
-        return parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}; it must be {what}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: {type(found).__name__}; it must be {what}, a JSON object")
+    return found
 
 
 def read_tensors(path: Path) -> Tensors:
@@ -57,39 +43,27 @@ def read_tensors(path: Path) -> Tensors:
 
     ValueError that names the file, and the tensor, where it is cut off, contradicts itself or holds NaN.
     """
+    name, tensors = "header", Tensors()
     try:
         data = np.fromfile(path, np.uint8)
-        start = 8 + int.from_bytes(data[:8].tobytes(), "little")
-        if len(data) < 8 or start > len(data):
-            raise ValueError(f"{len(data)} bytes, {start} announced before the first tensor")
-        header = parse(data[8:start].tobytes().decode())
+        end = 8 + int.from_bytes(data[:8].tobytes(), "little")
+        header = json.loads(data[8:end].tobytes(), object_pairs_hook=once)
         header.pop("__metadata__", None)
-        data, end, tensors = data[start:], 0, {}
-        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            tensors[name], end = _tensor(name, entry, data, end), entry["data_offsets"][1]
+        start = end
+        for name, entry in sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"])):
+            shape, (first, last) = entry["shape"], entry["data_offsets"]
+            if start + first != end or min([first, *shape]) < 0:
+                raise ValueError(f"{entry} after {end - start} bytes of tensors")
+            end = start + last
+            x = np.require(data[start + first : end].view(DTYPES[entry["dtype"]]), requirements="A").reshape(shape)
+            tensors[name] = (x.astype(np.uint32) << 16).view(np.float32) if entry["dtype"] == "BF16" else x
         if end != len(data):
-            raise ValueError(f"{len(data)} bytes of tensors, {end} announced")
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        reason = str(error) if isinstance(error, (OSError, ValueError)) else "a tensor without dtype, shape or place"
-        raise ValueError(f"{path}: {reason}; it must be a safetensors file") from None
+            raise ValueError(f"{end} bytes announced, {len(data)} there")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}: {name}: {error}; it must be a safetensors file") from None
     for name, x in tensors.items():
         check_finite(f"{path}: {name}", x)
     return tensors
-
-
-def _tensor(name: str, entry: Mapping[str, Any], data: Array, first: int) -> Array:
-    """One tensor of ``data``, the bytes of them all, where it begins at ``first``."""
-    code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if code not in DTYPES:
-        raise ValueError(f"{name} of dtype {code!r}, none of {', '.join(DTYPES)}")
-    dtype, sizes = np.dtype(DTYPES[code]), [*shape, *offsets]
-    if any(type(size) is not int or size < 0 for size in sizes):
-        raise ValueError(f"{name} of shape {shape} at {offsets}, which are no sizes")
-    if offsets != [first, first + math.prod(shape) * dtype.itemsize] or offsets[1] > len(data):
-        raise ValueError(f"{name} {code} {shape} at {offsets}, of {len(data)} bytes, {first} of them taken")
-    native = dtype.newbyteorder("=")
-    x = np.require(data[first : offsets[1]].view(dtype), native, "A").reshape(shape)
-    return (x.astype(np.uint32) << 16).view(np.float32) if code == "BF16" else x
 
 
 def read_checkpoint(folder: Path) -> Tensors:
@@ -101,11 +75,9 @@ def read_checkpoint(folder: Path) -> Tensors:
         return read_tensors(folder / WEIGHTS_FILE)
     index, tensors = folder / INDEX_FILE, Tensors()
     places = read_json(index, "an index of safetensors files").get("weight_map")
-    if not isinstance(places, Mapping) or not all(isinstance(name, str) for name in places.values()):
-        raise ValueError(f"{index}: weight_map {places!r}; it must be the file of each tensor")
+    if not isinstance(places, dict) or any(Path(str(name)).name != name for name in places.values()):
+        raise ValueError(f"{index}: weight_map {places!r}; it must give the file of each tensor, in this folder")
     for name in sorted(set(places.values())):
-        if Path(name).name != name:
-            raise ValueError(f"{index}: {name!r}; it must be a file of this folder")
         found = read_tensors(folder / name)
         if odd := found.keys() ^ {key for key, place in places.items() if place == name}:
             raise ValueError(f"{folder / name}: {min(odd)!r} is in this file or in {INDEX_FILE}; it must be in both")
@@ -114,13 +86,11 @@ def read_checkpoint(folder: Path) -> Tensors:
 
 
 def to_host(name: str, x: Any) -> Array:
-    """A copy of a tensor of PyTorch or of any array in NumPy's; bfloat16 comes as float32. It must be finite."""
-    if hasattr(x, "detach"):  # PyTorch's, which this need not import
+    """A copy of a tensor of PyTorch, or of any array, in NumPy's; bfloat16 comes as float32. ValueError for NaN."""
+    if hasattr(x, "detach"):  # PyTorch's, which need not be imported
         x = x.detach().cpu()
         x = (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy()
-    from ..arrays import to_numpy
-
-    copied = np.array(to_numpy(x))
+    copied = np.array(arrays.to_numpy(x))
     check_finite(name, copied)
     return copied
 

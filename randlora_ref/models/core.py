@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
-
-import numpy as np
+from typing import Any, ClassVar, NamedTuple, Self, Unpack
 
 from .. import arrays, checks, nn
 from ..adapters import Adapter
+from ..adapters.base import Made
+from ..interop.tensors import read_checkpoint
 from . import load
 from .config import Module, Tower
 
@@ -74,29 +74,31 @@ class Model:
         self._check_adapters()
 
     @classmethod
-    def from_pretrained(
-        cls, folder: str | Path, *, adapter: Any = None, dtype: str | None = None, xp: Any = np, device: Any = None
-    ) -> Self:
+    def from_pretrained(cls, folder: str | Path, *, adapter: Any = None, **made: Unpack[Made]) -> Self:
         """The model of a checkpoint's ``folder``, config.json and safetensors, with an ``adapter`` that PEFT saved.
 
         ``adapter``: its folder, or what ``load_peft`` gave. Weights and adapter are in ``dtype``, "float32" or
-        "float64"; None takes float32, or float64 where one of them holds that. They are of the library ``xp`` on
+        "float64"; without it, in float32, or float64 where one of them holds that. They are of the library ``xp`` on
         ``device``. Nothing needs a framework. Raises ValueError that names the file, and the tensor or the key.
         """
-        model: Self = load.from_pretrained(cls, folder, adapter, dtype=dtype, xp=xp, device=device)
+        config, tensors = load.config_of(cls.CONFIG, Path(folder) / "config.json"), read_checkpoint(Path(folder))
+        with checks.naming(folder):
+            model: Self = load.build(cls, config, tensors, adapter, **made)
         return model
 
     @classmethod
     def from_state_dict(
-        cls, config: Any, state_dict: Mapping[str, Any], *, adapter: Any = None, dtype: str | None = None, xp: Any = np,
-        device: Any = None,
-    ) -> Self:  # fmt: skip
+        cls, config: Any, state_dict: Mapping[str, Any], *, adapter: Any = None, **made: Unpack[Made]
+    ) -> Self:
         """The model of a live model's ``state_dict()``, PyTorch's tensors or arrays, which are copied.
 
         ``config``: a configuration of `transformers`, its dictionary, or the path of a config.json. ``adapter``: as
         above, or PEFT's configuration of the adapter that ``state_dict`` holds. The rest is ``from_pretrained``'s.
         """
-        model: Self = load.from_state_dict(cls, config, state_dict, adapter, dtype=dtype, xp=xp, device=device)
+        config = load.config_of(cls.CONFIG, config)
+        with checks.naming("state_dict"):
+            tensors, adapter = load.live_tensors(config, cls.BASE, state_dict, adapter)
+            model: Self = load.build(cls, config, tensors, adapter, **made)
         return model
 
     def merge(self, dtype: str | None = None) -> dict[str, Array]:
@@ -151,8 +153,11 @@ class Model:
                 checks.shape(name, x, (*ids.shape[:2], width) if name == embedded else tuple(ids.shape[:2]))
         if (mask := given["attention_mask"]) is not None and arrays.dtype_name(mask) != "bool":
             checks.integers("attention_mask", mask)
-        tokens, labels = None if embedded == "ids" else ids, given.get("labels")
-        checks.index_range(ids=(tokens, vocabulary, None), labels=(labels, vocabulary, nn.IGNORED))
+        tokens, labels, positions = None if embedded == "ids" else ids, given.get("labels"), given.get("position_ids")
+        if positions is not None and "position_embeddings" not in tower.outer:
+            raise ValueError("position_ids: given; it must be left out, for rotary positions count by differences")
+        limits = {"labels": (labels, vocabulary, nn.IGNORED), "position_ids": (positions, longest, None)}
+        checks.index_range(ids=(tokens, vocabulary, None), **limits)
 
     def check_images(self, tower: Tower, pixels: Array) -> None:
         """Checks pixels (B, C, H, W)."""

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from .. import arrays, checks
-from ..interop.peft import assemble, check_config, load_peft
-from ..interop.saved import PREFIX, Saved
-from ..interop.tensors import Tensors, read_checkpoint, read_json, to_host
+from ..interop.peft import PREFIX, assemble, check_config, read_peft
+from ..interop.saved import Saved
+from ..interop.tensors import Tensors, read_json, to_host
 from .config import Config, Module
 
 Array = Any
@@ -25,26 +25,24 @@ BUFFERS = re.compile(r"\.attn\.(bias|masked_bias)$|(^|\.)(inv_freq|original_inv_
 WRAPPED = re.compile(r"\.base_layer(?=\.)|\.modules_to_save(\.default)?(?=\.)")  # what PEFT puts into a name
 
 
-def read_config(config: Any, what: str) -> dict[str, Any]:
+def read_config(config: Any) -> dict[str, Any]:
     """The keys of a configuration: an object of ``transformers`` or PEFT, a mapping, a JSON file or its folder."""
     if isinstance(config, (str, Path)):
         path = Path(config)
-        return read_json(path / "config.json" if path.is_dir() else path, what)
+        return read_json(path / "config.json" if path.is_dir() else path, "a model's configuration")
     keys = config.to_dict() if hasattr(config, "to_dict") else config
     if not isinstance(keys, Mapping):
-        raise TypeError(f"config: {config!r}; it must be {what}, its mapping, or the path of its file")
-    return dict(keys)
+        raise TypeError(f"config: {config!r}; it must be a configuration, its mapping, or the path of its file")
+    return {key: getattr(x, "value", x) for key, x in keys.items()}  # some of PEFT's are enumerations
 
 
 def config_of(kind: type[Any], config: Any) -> Any:
     """A ``kind``, of one or of what ``read_config`` takes. ValueError names the key, and the file if it is one."""
     if isinstance(config, kind):
         return config
-    keys = read_config(config, f"a {kind.__name__}")
-    try:
+    keys = read_config(config)
+    with checks.naming(config if isinstance(config, (str, Path)) else "config"):
         return kind.from_dict(keys)
-    except ValueError as error:
-        raise ValueError(f"{config}: {error}" if isinstance(config, (str, Path)) else str(error)) from None
 
 
 def modules_of(config: Config, base: str) -> dict[str, Module]:
@@ -55,83 +53,73 @@ def modules_of(config: Config, base: str) -> dict[str, Module]:
     return {name.removeprefix(prefix): one for prefix in ("", base) for name, one in pairs}
 
 
-def names_of(config: Config, base: str) -> dict[str, str]:
-    """The saved name of a tensor, by every name that it goes by."""
-    return {
-        name if one.bare else f"{name}.{part}": saved
-        for name, one in modules_of(config, base).items()
-        for part, (saved, _) in one.tensors.items()
-    }
-
-
 def shapes_of(config: Config, base: str) -> dict[str, tuple[int, int]]:
     """The (out, in) of every linear module, by every name that it goes by."""
     return {name: one.shape[:2] for name, one in modules_of(config, base).items() if one.linear}  # type: ignore[misc]
 
 
-def weight_names(tensors: Mapping[str, Any]) -> dict[str, str]:
-    """The model's own name of each tensor, by PEFT's key; what PEFT keeps of an untrained original is left out."""
-    keys = [key for key in tensors if ".original_module." not in key]
-    return {key: WRAPPED.sub("", key.removeprefix(f"{PREFIX}model.")) for key in keys}
+def gather(tensors: Mapping[str, Array], config: Config, base: str) -> Tensors:
+    """``tensors`` by saved name, without buffers and what PEFT keeps of an untrained original.
 
-
-def gather(tensors: Mapping[str, Array], names: Mapping[str, str]) -> Tensors:
-    """``tensors`` by saved name, without buffers. ValueError for two names of one that hold different numbers."""
-    found: Tensors = {}
-    for key, own in weight_names(tensors).items():
-        if own not in names and BUFFERS.search(own):
+    ValueError for two names of one that hold different numbers, and for one that is not of floats.
+    """
+    names = {
+        name if one.bare else f"{name}.{part}": saved
+        for name, one in modules_of(config, base).items()
+        for part, (saved, _) in one.tensors.items()
+    }
+    found = Tensors()
+    for key, x in tensors.items():
+        own = own_name(key)
+        if ".original_module." in key or (own not in names and BUFFERS.search(own)):
             continue
-        saved, x = names.get(own, own), tensors[key]
-        one: Array = found.setdefault(saved, x)
+        one: Array = found.setdefault(names.get(own, own), x)
         if one is not x and not np.array_equal(one, x):
-            raise ValueError(f"{key!r} differs from another tensor that is {saved!r} too; they must be equal")
+            raise ValueError(f"{key!r} differs from another name of {names.get(own)!r}; they must be equal")
+        if x.dtype.kind != "f":
+            raise ValueError(f"{key!r} of dtype {x.dtype}; it must be of floats")
     return found
 
 
-def from_pretrained(kind: Any, folder: str | Path, adapter: Any, **made: Any) -> Any:
-    """``Model.from_pretrained``."""
-    config = config_of(kind.CONFIG, Path(folder) / "config.json")
-    return build(kind, str(folder), config, read_checkpoint(Path(folder)), adapter, **made)
+def own_name(key: str) -> str:
+    """The model's name of a tensor, by PEFT's key of it."""
+    return WRAPPED.sub("", key.removeprefix(f"{PREFIX}model."))
 
 
-def from_state_dict(kind: Any, config: Any, state_dict: Mapping[str, Any], adapter: Any, **made: Any) -> Any:
-    """``Model.from_state_dict``."""
-    config = config_of(kind.CONFIG, config)
+def live_tensors(config: Any, base: str, state_dict: Mapping[str, Any], adapter: Any) -> tuple[Tensors, Any]:
+    """The weights of a live state dict, and the ``adapter``: the one given, or that of PEFT's configuration.
+
+    ValueError for an adapter's tensors with neither.
+    """
     if not isinstance(state_dict, Mapping):
-        raise TypeError(f"state_dict: {type(state_dict).__name__}; it must be a mapping of tensors by name")
-    live = {key: to_host(f"state_dict: {key}", x) for key, x in state_dict.items()}
+        raise TypeError(f"{type(state_dict).__name__}; it must be a mapping of tensors by name")
+    live = {key: to_host(key, x) for key, x in state_dict.items()}
     own = {key.replace(".default", ""): live.pop(key) for key in list(live) if ADAPTER.search(key)}
     if own and adapter is None:
-        raise ValueError(f"state_dict: {min(own)!r} is an adapter's; adapter must be its configuration or its folder")
+        raise ValueError(f"{min(own)!r} is an adapter's; adapter must be its configuration or its folder")
     if hasattr(adapter, "to_dict") or isinstance(adapter, Mapping):
-        settings = {key: getattr(x, "value", x) for key, x in read_config(adapter, "PEFT's").items()}  # enums
-        adapter = assemble(check_config(settings), settings, own, shapes_of(config, kind.BASE))
-    return build(kind, "state_dict", config, live, adapter, **made)
+        settings = read_config(adapter)
+        adapter = assemble(check_config(settings), settings, own, shapes_of(config, base), "bfloat16")
+    return live, adapter
 
 
 def build(
-    kind: Any, what: str, config: Any, tensors: Tensors, adapter: Any, *, dtype: str | None, xp: Any, device: Any
+    kind: Any, config: Any, tensors: Tensors, adapter: Any, dtype: Any = None, xp: Any = np, device: Any = None
 ) -> Any:
     """The model of ``kind`` with weights ``tensors``, and with an adapter that is saved in a folder, or read."""
     checks.choice("dtype", dtype, (None, "float32", "float64"))
-    shapes = shapes_of(config, kind.BASE)
-    saved: Saved | None = load_peft(adapter, shapes) if isinstance(adapter, (str, Path)) else adapter
+    shapes, modules, adapters = shapes_of(config, kind.BASE), modules_of(config, kind.BASE), {}
+    saved: Saved | None = read_peft(adapter, shapes) if isinstance(adapter, (str, Path)) else adapter
+    weights = gather(tensors, config, kind.BASE)
     learned = [] if saved is None else [x for field in saved.LEARNED for x in getattr(saved, field).values()]
-    try:
-        weights, adapters = gather(tensors, names_of(config, kind.BASE)), {}
-        for name, x in weights.items():
-            if x.dtype.kind != "f":
-                raise ValueError(f"{name} of dtype {x.dtype}; it must be of floats")
-        found = {arrays.dtype_name(x) for x in (*weights.values(), *learned)}
-        dtype = dtype or ("float64" if "float64" in found else "float32")
-        if saved is not None:
+    widest = "float64" if "float64" in map(arrays.dtype_name, (*weights.values(), *learned)) else "float32"
+    if saved is not None:
+        with checks.naming(adapter if isinstance(adapter, (str, Path)) else "adapter"):
             config, weights = trained_beside(kind.BASE, config, weights, saved.extra)
-            saved, modules = saved.to(dtype, xp, device), modules_of(config, kind.BASE)
+            saved = saved.to(dtype or widest, xp, device)
             adapters = {modules[name].name: saved.layer(name, shapes[name]) for name in saved.modules}
-        weights = {name: arrays.from_numpy(xp, x.astype(dtype, copy=False), device) for name, x in weights.items()}
-        return kind(config, weights, adapters)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{what}: {error.args[0]}") from None
+    weights = {key: arrays.from_numpy(xp, x.astype(dtype or widest, copy=False), device) for key, x in weights.items()}
+    return kind(config, weights, adapters)
 
 
 def trained_beside(base: str, config: Any, weights: Tensors, extra: Mapping[str, Array]) -> tuple[Any, Tensors]:
@@ -139,10 +127,10 @@ def trained_beside(base: str, config: Any, weights: Tensors, extra: Mapping[str,
 
     A head, or its table, that was trained by itself is tied no longer.
     """
-    own = weight_names({key: x for key, x in extra.items() if x.dtype.kind == "f"})
+    trained = {key: arrays.to_numpy(x) for key, x in extra.items()}
+    trained = {key: x for key, x in trained.items() if x.dtype.kind == "f"}
     if getattr(config, "tie_word_embeddings", False):
         head, table = (f"{config.towers()[0].outer[role].name}.weight" for role in ("head", "embed_tokens"))
-        if {head, table} & {name if name in (head, table) else f"{base}{name}" for name in own.values()}:
+        if {head, table, table.removeprefix(base)} & set(map(own_name, trained)):
             config, weights = replace(config, tie_word_embeddings=False), {**weights, head: weights[table]}
-    names = names_of(config, base)
-    return config, weights | gather({key: extra[key] for key in own}, names)
+    return config, weights | gather(trained, config, base)

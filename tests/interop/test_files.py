@@ -116,7 +116,7 @@ def test_bfloat16_is_widened_by_bits(adapter: PeftAdapter, tmp_path: Path) -> No
     [
         ("adapter_config.json", b"{", "it must be PEFT's adapter configuration"),
         ("adapter_config.json", b"[" * 100000, "it must be PEFT's adapter configuration"),
-        ("adapter_config.json", b"[]", "list, no object; it must be PEFT's adapter configuration"),
+        ("adapter_config.json", b"[]", "list; it must be PEFT's adapter configuration"),
         (
             "adapter_config.json",
             json.dumps({**CONFIG, "peft_type": "IA3"}).encode(),
