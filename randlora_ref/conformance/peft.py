@@ -50,7 +50,7 @@ def check_peft(
     failures = tuple(failure for failure in report.failures if failure.case.id not in known)
     details: dict[str, Any] = {"known": {id_: reason for id_, reason in known.items() if id_ in failed}}
     details |= {"unexpected": sorted(known.keys() - failed), "versions": versions}
-    return replace(report, failures=failures, diagnosis=report.diagnosis if failures else "", details=details)
+    return replace(report, failures=failures, details=details)
 
 
 def known_of_peft(case: Case) -> str | None:
