@@ -62,7 +62,8 @@ class RandLoRA(MergedAdapter, learned=("lambda_", "gamma")):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dialect", get_dialect(self.dialect))
-        checks.choice("order", self.order, (None, *(ORDERS[:1] if self._reshaped else ORDERS)))
+        known, why = (ORDERS[:1], "; what is reshaped has no other") if self._reshaped else (ORDERS, "")
+        checks.choice("order", self.order, (None, *known), why)
         super().__post_init__()
         scaling = self.dialect.scaling(self.rank, self.n, self.alpha) if self.scaling is None else self.scaling
         object.__setattr__(self, "scaling", checks.number("scaling", scaling))

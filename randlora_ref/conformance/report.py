@@ -225,7 +225,8 @@ def choose(
         layers += [case for case in chosen if case.kind == "block" and dtype in ("float32", "float64")]
         chosen = [c.cast(dtype) for c in layers] + [c for c in chosen if c.kind not in ("layer", "block")]
     if not chosen:
-        raise ValueError(f"kinds: {wanted!r}; no case is left to check")
+        held = "" if dialect is None else f"dialect: {dialect!r}, "
+        raise ValueError(f"{held}kinds: {wanted!r}; no case is left to check")
     return chosen
 
 

@@ -10,7 +10,7 @@ from ..bases import draw_bases
 from ..dialects import DIALECTS
 from ..rank import certify_rank, randlora_factors, rank_after_steps, spectrum
 from ..rank.law import reshape_gain, rows_reached, tokens_needed
-from ..spec import pullback
+from ..spec import pullback, sides
 
 SHAPE, RANK, STEPS = (96, 64), 8, 3  # (out, in): a tall layer, which nlg reshapes
 
@@ -34,7 +34,7 @@ def first_ranks(name: str, seed: int, shape: tuple[int, int] = SHAPE, r: int = R
     bases = draw_bases(dialect, seed=seed, shapes=[shape, shape[::-1]], rank=r, dtype="float64")
     n = dialect.terms(shape, r)
     lambda_start, gamma_start = dialect.start(shape, r, n)
-    start = np.full((n, r), lambda_start), np.full((n, min(shape)), gamma_start)
+    start = np.full((n, r), lambda_start), np.full((n, sides(shape, dialect.orientation)[1]), gamma_start)
     rules = {"pairing": dialect.pairing, "orientation": dialect.orientation}
     descent = rank_after_steps(bases.A, bases.B, *start, shape, STEPS, seed=seed, **rules)  # type: ignore[arg-type]
     gain = reshape_gain(shape) if dialect.orientation == "reshape" else 1

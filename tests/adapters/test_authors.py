@@ -152,7 +152,7 @@ def test_what_their_code_cannot_do_is_refused() -> None:
         RandLoRA.start(9, 4, rank=2, dialect="official")
     shared = draw_bases("official", shapes=[(9, 4), (4, 9)], rank=2)
     assert RandLoRA.start(9, 4, rank=2, dialect="official", bases=shared).bases is shared
-    with pytest.raises(ValueError, match="order: 'thin'; it must be one of None, merged"):
+    with pytest.raises(ValueError, match="'thin'; it must be one of None, merged; what is reshaped has no other"):
         replace(RandLoRA.start(4, 4, rank=2, dialect=replace(DIALECTS["nlg"], context=4)), order="thin")
     with pytest.raises(ValueError, match="a layer of n = 3, D = 9, d = 4 needs 9 in B; 'vision' draws"):
         RandLoRA.start(4, 9, rank=2, dialect="vision")

@@ -390,8 +390,10 @@ def test_a_search_drops_nothing_that_it_is_told() -> None:
     with pytest.raises(ValueError, match="no case is left"):
         search(reference, 5, kinds=["count"])
     target = "randlora_ref.conformance:reference"
-    with pytest.raises(ValueError, match="no case is left"):
+    with pytest.raises(ValueError, match=r"^kinds: \('count',\); no case is left"):
         check_target(target, random=5, kinds=["count"])
+    with pytest.raises(ValueError, match=r"^dialect: 'nlg', kinds: .*; no case is left"):
+        check_target(target, case="exact-001-hand-3x2", dialect="nlg")
     with pytest.raises(ValueError, match=r"^case: 'exact-001-hand-3x2' with 5 random layers"):
         check_target(target, random=5, case="exact-001-hand-3x2")
 

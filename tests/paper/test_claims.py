@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from randlora_ref import DIALECTS
 from randlora_ref.paper import claims, first_steps
 
 VERDICTS = {
@@ -116,6 +117,14 @@ def test_ranks_over_the_first_steps_are_those_of_the_authors_code(name: str) -> 
         shape, r = own[f"{case}/weight"].shape, own[f"{case}/A"].shape[0]
         found = first_steps.first_ranks(name, 0, shape, r)
         assert found.proven == found.numerical == own[f"{case}/ranks"].tolist()
+
+
+@pytest.mark.parametrize("shape", [(7, 12), (8, 8)])
+def test_ranks_over_the_first_steps_of_wide_and_square_layers(shape: tuple[int, int]) -> None:
+    """0, r, d, d from Λ = 0 and 0, d, d, d from Γ = 0: without rows to spare nlg's reshape is a transpose."""
+    d = min(shape)
+    found = {name: first_steps.first_ranks(name, 0, shape, 3).proven for name in DIALECTS}
+    assert found == {name: [0, d if name in ("vision", "kradapter") else 3, d, d] for name in DIALECTS}
 
 
 def test_a_wrong_svd_changes_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
