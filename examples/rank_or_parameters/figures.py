@@ -80,7 +80,7 @@ def strip_of(found: Mapping[str, Rows]) -> Any:
     """One panel of each experiment: an orthogonal matrix by methods; else the hardest task by ranks."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    figure = Figure(figsize=(max(4.5, 2.75 * len(found)), 3.4), layout="constrained")
     panels = figure.subplots(1, len(found), squeeze=False)[0]
     for axes, (name, rows) in zip(panels, found.items(), strict=True):
         (task, steps), results = list(rows.groups.items())[0 if name in ("matrices", "language") else -1]

@@ -41,11 +41,11 @@ THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB
 # ---------------------------------------------------------------------------------------------------------
 
 
-def append(path: Path, row: Mapping[str, Any]) -> None:
-    """Write one row in one call, so that rows of two processes do not mix."""
+def append(path: Path, *rows: Mapping[str, Any]) -> None:
+    """Write rows in one call: those of two processes do not mix, and several are there all or none."""
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(file, (json.dumps(row) + "\n").encode())
+        os.write(file, "".join(json.dumps(row) + "\n" for row in rows).encode())
     finally:
         os.close(file)
 
@@ -131,9 +131,7 @@ def work(task: str, *arguments: Any) -> Any:
         run_cell(experiment, *arguments)
         return arguments[0]
     if task == "beside":
-        for row in (*experiment.beside(), {"split": "beside"}):
-            append(arguments[0], row)
-        return None
+        return append(arguments[0], *experiment.beside(), {"split": "beside"})
     return getattr(experiment, task)(*arguments)
 
 
@@ -173,33 +171,41 @@ def run(kind: type[Experiment], quick: bool, folder: Path, processes: int) -> No
     """Plan, pre-train, and make all rows that are not there. A ValueError for rows of another setting."""
     experiment, path = kind(quick, folder), folder / f"{kind.NAME}.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
-    rows, cells, begin = open_rows(path, common_setting(experiment)), experiment.cells(), time.perf_counter()
-    by_cell: dict[str, list[Any]] = {}
+    rows, begin = open_rows(path, common_setting(experiment)), time.perf_counter()
+    os.environ.update(dict.fromkeys(THREADS, "1"))  # read by the workers when they import NumPy
+    try:
+        with multiprocessing.get_context("spawn").Pool(processes, begin_worker, (kind, quick, folder)) as pool:
+            run_cells(experiment, rows, path, pool, processes)
+    finally:
+        append(path, {"split": "time", "seconds": round(time.perf_counter() - begin, 1), "processes": processes})
+    print(f"rows: {path}; tables and figures: python examples/rank_or_parameters/report.py --folder {folder}")
+
+
+def run_cells(experiment: Experiment, rows: Sequence[Mapping[str, Any]], path: Path, pool: Any, processes: int) -> None:
+    """The cells that lack results, by the workers of ``pool``; beside them what belongs to no cell."""
+    cells, by_cell = experiment.cells(), dict[str, list[Any]]()
     for row in rows:
         by_cell.setdefault(row.get("cell", ""), []).append(row)
     results = {cell: sum(row["split"] == "test" for row in by_cell.get(cell.name, ())) for cell in cells}
     left = [cell for cell in cells if results[cell] < len(experiment.seeds)]
-    os.environ.update(dict.fromkeys(THREADS, "1"))  # read by the workers when they import NumPy
-    with multiprocessing.get_context("spawn").Pool(processes, begin_worker, (kind, quick, folder)) as pool:
-        sizes = list(dict.fromkeys(cell._replace(steps=0, task=left[0].task) for cell in left))
-        seconds = dict(zip(sizes, pool.starmap(work, [("seconds", cell) for cell in sizes], 1), strict=True))
-        runs = RUNGS * len(TUNING_SEEDS) + len(experiment.seeds)
-        minutes = {cell: runs * cell.steps * seconds[cell._replace(steps=0, task=left[0].task)] / 60 for cell in left}
-        print_plan(experiment, left, minutes, processes)
-        if len(left) < len(cells):
-            print(f"  {len(cells) - len(left)} of {len(cells)} cells are there already, in {path}")
-        pool.apply(work, ("prepare",))
-        if not any(row["split"] == "beside" for row in rows):
-            pool.apply(work, ("beside", path))
-        done, started = 0.0, time.perf_counter()
-        jobs = [("cell", cell, by_cell.get(cell.name, []), path) for cell in left]
-        for i, cell in enumerate(pool.imap_unordered(star, jobs), 1):
-            done += minutes[cell]
-            spent = (time.perf_counter() - started) / 60
-            remaining = spent * (sum(minutes.values()) - done) / done
-            print(f"{i}/{len(left)} {cell.name}: {spent:.1f} min, about {remaining:.1f} left", flush=True)
-    append(path, {"split": "time", "seconds": round(time.perf_counter() - begin, 1), "processes": processes})
-    print(f"rows: {path}; tables and figures: python examples/rank_or_parameters/report.py --folder {folder}")
+    sizes = {cell: cell._replace(task=cells[0].task, steps=0) for cell in left}  # what a step's time depends on
+    once = list(dict.fromkeys(sizes.values()))
+    seconds = dict(zip(once, pool.starmap(work, [("seconds", size) for size in once], 1), strict=True))
+    runs = RUNGS * len(TUNING_SEEDS) + len(experiment.seeds)
+    minutes = {cell: runs * cell.steps * seconds[size] / 60 for cell, size in sizes.items()}
+    print_plan(experiment, left, minutes, processes)
+    if len(left) < len(cells):
+        print(f"  {len(cells) - len(left)} of {len(cells)} cells are there already, in {path}")
+    pool.apply(work, ("prepare",))
+    if not any(row["split"] == "beside" for row in rows):
+        pool.apply(work, ("beside", path))
+    done, started = 0.0, time.perf_counter()
+    jobs = [("cell", cell, by_cell.get(cell.name, []), path) for cell in left]
+    for i, cell in enumerate(pool.imap_unordered(star, jobs), 1):
+        done += minutes[cell]
+        spent = (time.perf_counter() - started) / 60
+        remaining = spent * (sum(minutes.values()) - done) / done
+        print(f"{i}/{len(left)} {cell.name}: {spent:.1f} min, about {remaining:.1f} left", flush=True)
 
 
 def star(job: tuple[Any, ...]) -> Any:

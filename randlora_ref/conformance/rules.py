@@ -167,4 +167,5 @@ def ruled(verdicts: Sequence[Verdict]) -> list[str]:
         given = {name: as_numbers(verdict.results.get(name, "missing")) for name in verdict.case.wanted}
         if all(value is not None for value in given.values()) and all(m.problem == "value" for m in verdict.mismatches):
             rows.append((verdict.case, given))
+    rows.sort(key=lambda row: max(map(max, row[0].shapes), default=0))  # what is quickly drawn decides first
     return RULES[verdicts[0].case.kind](rows) if rows and verdicts[0].case.kind in RULES else []
