@@ -41,7 +41,7 @@ def pattern(inside: Sequence[Case], outside: Sequence[Case]) -> str:
             break
         chosen, others = [*chosen, best], others[others[:, best]]
     if len(others) > len(outside) / 2:
-        return "cases that have nothing in common"
+        return "cases that have nothing of their own in common"
     text = f"every case that is {', '.join(words[i] for i in chosen)}" if chosen else "every case"
     return text + f", but for {len(others)} that are so too" * bool(len(others))
 

@@ -113,7 +113,7 @@ class Report:
             head += [f"    {note}" for note in notes]
         head, tail = wrapped(head if self.failures else []), wrapped(self._tail())
         blocks = [wrapped(line for line in one.lines() if LIKE not in line) for one in self.failures[:most]]
-        while most == SHOWN_FAILURES and len(blocks) > 1 and len([*head, *chain(*blocks), *tail]) >= LINES:
+        while most == SHOWN_FAILURES and blocks and len([*head, *chain(*blocks), *tail]) >= LINES:
             blocks.pop()
         more = [f"… and {len(self.failures) - len(blocks)} failures more"] * (len(self.failures) > len(blocks))
         return [*head, *chain(*blocks), *more, *tail]

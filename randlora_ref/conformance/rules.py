@@ -93,9 +93,6 @@ def _times(case: Case, actual: Array, drawn: Array) -> float:
     return factor if off <= 2 * u * np.max(np.abs(actual)) else np.nan
 
 
-OF_MANY_TERMS = "the bases of dialect vision"
-
-
 def bases(rows: Sequence[tuple[Case, Mapping[str, Array]]]) -> list[str]:
     """The fewest rules that give A and B, else A's and B's apart; exactly, else but for a factor of each array."""
     rows = sorted(rows, key=lambda row: row[1]["B"].size)
@@ -103,8 +100,6 @@ def bases(rows: Sequence[tuple[Case, Mapping[str, Array]]]) -> list[str]:
 
         def fits(rules: Choice, names: str = "AB", exact: bool = exact) -> bool:
             for case, given in rows:
-                if OF_MANY_TERMS in rules and len(given["B"]) < 1000:  # not worth drawing
-                    return False
                 factors = [_times(case, given[name], _drawn(case, rules).get(name)) for name in names]
                 if any(np.isnan(factor) or (exact and factor != 1) for factor in factors):
                     return False

@@ -285,6 +285,13 @@ def test_a_report_is_short_and_begins_with_what_it_looks_like(name: str) -> None
     assert len(report.lines(most=20)) > 25 or len(report.failures) < 10
 
 
+def test_a_report_on_noise_in_every_kind_is_short_too() -> None:
+    noise = np.random.default_rng(0).standard_normal
+    lines = check(lambda case: {k: noise(np.shape(x)) for k, x in reference(case).items()}).lines()
+    assert len(lines) <= LINES
+    assert max(map(len, lines)) <= COLUMNS
+
+
 def test_the_next_step_is_said_where_nothing_fits() -> None:
     text = str(check(wrong.WRONG["mask_on_y"], ["layer"]))
     assert "fail: every case that is dropout" in text
