@@ -15,7 +15,7 @@ import pytest
 RECORD = Path(__file__).with_name("public.json")
 ROOMS = ("", ".adapters", ".conformance", ".models", ".nn", ".optim", ".rank", ".spec")
 # Of a model and a configuration; their other methods are not for users.
-MODELS = {"forward", "backward", "replace", "from_dict", "modules"}
+MODELS = {"forward", "backward", "replace", "merge", "from_pretrained", "from_state_dict", "from_dict", "modules"}
 
 
 def parameters(f: typing.Any) -> str:

@@ -95,10 +95,7 @@ def check_config(config: Mapping[str, Any]) -> type[Saved]:
 
 
 def assemble(kind: type[Saved], config: Mapping[str, Any], tensors: Tensors, shapes: Shapes, draw_dtype: Any) -> Saved:
-    """The saved adapter that ``tensors`` are, by PEFT's keys. ValueError names what is missing, unknown or at odds.
-
-    What it keeps is copied: a file's other tensors, such as RandLoRA's bases once more for each layer, can go.
-    """
+    """The saved adapter that ``tensors`` are, by PEFT's keys. ValueError names what is missing, unknown or at odds."""
     learned: dict[str, dict[str, Array]] = {what: {} for what in kind.LEARNED}
     shared, extra = Tensors(), Tensors()
     for key, x in tensors.items():
@@ -108,13 +105,13 @@ def assemble(kind: type[Saved], config: Mapping[str, Any], tensors: Tensors, sha
             module = name.removesuffix(f".{kind.LEARNED[ours[0]]}")
             if 0 in x.shape or x.ndim != (1 if "vera" in last else 2) or module in learned[ours[0]]:
                 raise ValueError(f"{key} {x.shape}; it must be the only one of its module, a matrix, VeRA's a vector")
-            learned[ours[0]][module] = kind.from_peft(ours[0], np.array(x))
+            learned[ours[0]][module] = kind.from_peft(ours[0], x)
         elif last in kind.SHARED:
             one: Array = shared.setdefault(last, x)
             if one is not x and not np.array_equal(one, x):
                 raise ValueError(f"{key}: differs from another {last}; all modules must share one")
         elif _beside(name, x, config):
-            extra[key] = np.array(x)
+            extra[key] = x
         else:
             raise ValueError(
                 f"{key}: unknown; it must be the adapter's, a bias if 'bias' says so, or of modules_to_save"
@@ -129,7 +126,7 @@ def assemble(kind: type[Saved], config: Mapping[str, Any], tensors: Tensors, sha
     known = {name: by_name[name] for name in first} if by_name is shapes else {}
     given: dict[str, Any] = {**learned, "config": config, "extra": extra, "shapes": known}
     if shared:
-        given["bases"] = kind.bases_from_peft(*(np.array(shared[key]) for key in kind.SHARED))
+        given["bases"] = kind.bases_from_peft(*(shared[key] for key in kind.SHARED))
     elif kind.SHARED and draw_dtype is None:
         given["bases"] = None
     elif kind.SHARED:

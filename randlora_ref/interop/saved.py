@@ -64,7 +64,8 @@ class Saved(ABC):
             raise KeyError(f"name: {name!r}; it must be one of {', '.join(self.modules)}")
         out, in_ = shape or self.shapes.get(name) or self.possible_shapes(name)[1]
         own = {what: getattr(self, what)[name] for what in self.LEARNED}
-        return self._layer(name, {"out_features": out, "in_features": in_, **own})
+        with checks.naming(name):
+            return self._layer(name, {"out_features": out, "in_features": in_, **own})
 
     def num_parameters(self) -> dict[str, int]:
         """How many values are learned, by module; those beside the adapter by PEFT's key, each once."""

@@ -1,10 +1,11 @@
 """Safetensors files and JSON, read whole and checked against themselves. Nothing in a file is run.
 
 A safetensors file is the length of its header (8 bytes, little-endian), the header, JSON that gives each tensor's
-dtype, shape and place, and the tensors' bytes without a gap. It is read once, and its arrays are views.
+dtype, shape and place, and the tensors' bytes without a gap.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +46,21 @@ def read_tensors(path: Path) -> Tensors:
     """
     name, tensors = "header", Tensors()
     try:
-        data = np.fromfile(path, np.uint8)
-        end = 8 + int.from_bytes(data[:8].tobytes(), "little")
-        header = json.loads(data[8:end].tobytes(), object_pairs_hook=once)
-        header.pop("__metadata__", None)
-        start = end
-        for name, entry in sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"])):
-            shape, (first, last) = entry["shape"], entry["data_offsets"]
-            if start + first != end or min([first, *shape]) < 0:
-                raise ValueError(f"{entry} after {end - start} bytes of tensors")
-            end = start + last
-            x = np.require(data[start + first : end].view(DTYPES[entry["dtype"]]), requirements="A").reshape(shape)
-            tensors[name] = (x.astype(np.uint32) << 16).view(np.float32) if entry["dtype"] == "BF16" else x
-        if end != len(data):
-            raise ValueError(f"{end} bytes announced, {len(data)} there")
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            left = path.stat().st_size - 8 - size
+            header = json.loads(file.read(size) if left >= 0 else "", object_pairs_hook=once)
+            header.pop("__metadata__", None)
+            end = 0
+            for name, entry in sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"])):
+                shape, (first, last), dtype = entry["shape"], entry["data_offsets"], np.dtype(DTYPES[entry["dtype"]])
+                bad = first != end or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != last - first
+                if bad or last > left:
+                    raise ValueError(f"{entry} after {end} of {left} bytes of tensors")
+                x = np.fromfile(file, dtype, math.prod(shape)).reshape(shape)
+                tensors[name], end = (x.astype(np.uint32) << 16).view("f4") if entry["dtype"] == "BF16" else x, last
+        if end != left:
+            raise ValueError(f"{end} bytes of tensors announced, {left} there")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: {name}: {error}; it must be a safetensors file") from None
     for name, x in tensors.items():
