@@ -7,9 +7,10 @@ NumPy 2, CuPy 13 and 14 and array-api-strict share. Arrays never move between de
 
 import functools
 import math
+import reprlib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -74,6 +75,27 @@ _text = functools.lru_cache(maxsize=None, typed=True)(str)  # of a dtype; NumPy 
 def dtype_name(x: Array) -> str:
     """The dtype of an array as a plain word: "float32", "complex128", "object" …"""
     return _text(x.dtype).rpartition(".")[2]
+
+
+class _Short(reprlib.Repr):
+    """Of an array its dtype and shape; of anything else what ``reprlib`` leaves of it."""
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        if hasattr(x, "dtype") and hasattr(x, "shape"):
+            return f"<{dtype_name(x)} {tuple(x.shape)}>"
+        return super().repr_instance(x, level)
+
+
+_short = _Short()
+vars(_short).update(maxlevel=2, maxdict=3, maxtuple=3, maxlist=3, maxstring=60, maxother=60)
+
+
+def brief(value: Any) -> str:
+    """The ``repr`` of a dataclass that holds arrays: each field that is not at its default, in a few words."""
+    held = {one.name: getattr(value, one.name) for one in fields(value) if one.repr}
+    defaults = {one.name: one.default for one in fields(value)}
+    shown = [f"{name}={_short.repr(x)}" for name, x in held.items() if x is not defaults[name]]
+    return f"{type(value).__name__}({', '.join(shown)})"
 
 
 def unit_roundoff(dtype: str) -> float:

@@ -34,6 +34,7 @@ class Bases:
 
     A: Array
     B: Array
+    __repr__ = arrays.brief
 
     def __post_init__(self) -> None:
         checks.namespace(A=self.A, B=self.B)
@@ -97,6 +98,7 @@ def draw_bases(
     D, d = largest_shape(shapes, dialect, context)
     n = max(dialect.terms(shape, rank, context=context) for shape in [(D, d), *shapes])
     checks.choice("dtype", dtype, ("float32", "float64"))
+    checks.room("shapes", D, n, rank)
     if dialect.generator != "philox":
         if dialect.generator == "torch_terms_first" and dialect.max_terms:
             n = dialect.max_terms  # drawn whatever the layers need; all enter the deviation

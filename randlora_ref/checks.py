@@ -25,6 +25,7 @@ entries), types that the array library does not have (bfloat16), and bytes in an
 
 import math
 import numbers
+import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ import numpy as np
 from . import arrays
 
 Array = Any
+MOST_BYTES = 1 << 40  # of one array, where the system does not tell its memory
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -139,6 +141,15 @@ def linear(size: tuple[int, int], *, half: bool = False, x: Array, weight: Array
         if array is not None:
             shape(name, array, expected[name])
     return xp
+
+
+def room(name: str, *sizes: int, itemsize: int = 4) -> None:
+    """A ValueError, before any work, for an array of ``sizes`` that this machine's memory cannot hold."""
+    needed, told = math.prod(map(int, sizes)) * itemsize, hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
+    held = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if told else MOST_BYTES
+    if needed > held:
+        shown = " by ".join(map(str, sizes))
+        raise ValueError(f"{name}: {shown} numbers, {needed / 2**30:.3g} GiB; it must fit in memory, {held >> 30} GiB")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -253,3 +264,13 @@ def layer_shapes(values: Any) -> list[tuple[int, int]]:
 def sizes(out_features: Any, in_features: Any, rank: Any = 1) -> tuple[int, int, int]:
     """All three as ints. A ValueError unless they are positive integers."""
     return *layer_shape((out_features, in_features)), integer("rank", rank)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Text
+# ---------------------------------------------------------------------------------------------------------
+
+
+def printable(text: str) -> str:
+    """``text`` with escape codes and lone surrogates spelled out: what a stranger wrote commands no terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

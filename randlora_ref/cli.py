@@ -1,14 +1,16 @@
-"""The commands ``randlora-ref …``: arguments in, one report out. The only room that prints.
+"""The commands ``randlora-ref …``: arguments in, one report out. This room and ``terminal`` alone print.
 
 Exit status: 0 all well, 1 a check failed, 2 the arguments or files were bad (one line on stderr).
 """
 
 import argparse
 import contextlib
+import importlib
 import json
-import math
 import os
+import string
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,10 +18,19 @@ from typing import Any
 import numpy as np
 
 from . import __version__, checks
+from .terminal import WIDTH, Parser, Progress, plain, refuse, show, table
 
 EXTRAS = {"safetensors": "peft", "matplotlib": "plot", "hypothesis": "test"}  # else crosscheck
 REFUSALS = (ValueError, OSError, ImportError, MemoryError)  # of arguments, files, machine; all else is a fault of ours
-INTERVAL, WIDTH = 0.1, 100  # of the line of progress: seconds between two, characters
+EXAMPLES = {
+    "verify": "--backend numpy",
+    "check": "mymodule:randlora --kinds layer",
+    "vectors": "vectors/",
+    "rank": "--shape 64 48 --rank 8 --steps 2",
+    "count": "--model Llama-3.2-3B --method randlora --rank 32",
+    "claims": "--seed 1",
+    "dialects": "--json",
+}
 Output = tuple[list[str], Any, bool]  # lines for a person, data for JSON, whether all is well
 
 
@@ -33,8 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         lines, data, ok = arguments.run(arguments)
-        text = json.dumps(plain(data), ensure_ascii=False, indent=2) if arguments.json else "\n".join(lines)
-        print(text, flush=True)
+        show(json.dumps(plain(data), indent=2) if arguments.json else checks.printable("\n".join(lines)))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -42,26 +52,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except ModuleNotFoundError as error:
         extra = EXTRAS.get(str(error.name), "crosscheck")
-        return refuse(arguments.name, f"needs {error.name}: pip install 'randlora-ref[{extra}]'")
+        return refuse(f"randlora-ref {arguments.name}", f"needs {error.name}: pip install 'randlora-ref[{extra}]'")
     except REFUSALS as error:
-        return refuse(arguments.name, str(error))
+        return refuse(f"randlora-ref {arguments.name}", str(error) or type(error).__name__)
     return 0 if ok else 1
-
-
-def refuse(command: str, reason: str) -> int:
-    """One line on stderr, and the exit status of bad arguments."""
-    print(f"randlora-ref {command}: {' '.join(reason.split())}", file=sys.stderr)
-    return 2
 
 
 def parser() -> argparse.ArgumentParser:
     """Every command and its arguments."""
-    top = argparse.ArgumentParser(prog="randlora-ref", description="The numeric reference of RandLoRA, and its checks.")
+    top = Parser(prog="randlora-ref", description="The numeric reference of RandLoRA, and its checks.")
+    top.epilog = "example: randlora-ref verify"
     top.add_argument("--version", action="version", version=f"randlora-ref {__version__}")
     commands = top.add_subparsers(dest="name", required=True, metavar="COMMAND")
 
     def add(run: Callable[[argparse.Namespace], Output], text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(run.__name__, help=text, description=text)
+        epilog = f"example: randlora-ref {run.__name__} {EXAMPLES[run.__name__]}"
+        command = commands.add_parser(run.__name__, help=text, description=text, epilog=epilog)
         command.add_argument("--json", action="store_true", help="print JSON")
         command.set_defaults(run=run)
         return command
@@ -86,6 +92,12 @@ def parser() -> argparse.ArgumentParser:
     command = add(vectors, "write the test vectors, their manifest and schema for use elsewhere")
     command.add_argument("folder", metavar="DIR", help="made if need be")
 
+    _add_reports(add)
+    return top
+
+
+def _add_reports(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """The commands that tell of updates, of counts, of the paper and of dialects."""
     command = add(rank, "the proven rank of an update, from a file or folder, or from a shape, rank and seed")
     command.add_argument("source", nargs="?", help="a .npz of factors, or the folder of an adapter that PEFT saved")
     command.add_argument("--shape", type=int, nargs=2, metavar=("OUT", "IN"), default=(64, 48), help="default: 64 48")
@@ -96,6 +108,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--steps", type=int, default=0, help="gradient steps on a quadratic loss first (default: 0)")
     command.add_argument("--lambda-start", type=float, help="constant that fills Λ (default: the dialect's)")
     command.add_argument("--gamma-start", type=float, help="constant that fills Γ (default: the dialect's)")
+    command.add_argument("--proof", action="store_true", help="each proof whole: minor, primes, hash of the factors")
+    command.add_argument("--spectrum", action="store_true", help="the singular values after each step, too")
     command.add_argument("--plot", metavar="FILE", help="write a plot of the spectrum there (plot extra)")
 
     command = add(count, "learned-parameter counts of named models and methods, beside the printed ones")
@@ -107,36 +121,6 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0, help="of the random evidence (default: 0)")
 
     add(dialects, "what each implementation does, and where they part")
-
-    return top
-
-
-def plain(data: Any) -> Any:
-    """``data`` with NaN and infinities as words: JSON has no such numbers."""
-    if isinstance(data, dict):
-        return {str(name): plain(value) for name, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [plain(value) for value in data]
-    return str(data) if isinstance(data, float) and not math.isfinite(data) else data
-
-
-class Progress(contextlib.AbstractContextManager["Progress"]):
-    """A line on a terminal that overwrites itself and goes in the end; nothing where stderr is no terminal."""
-
-    def __init__(self) -> None:
-        self.shown, self.last = sys.stderr.isatty(), 0.0
-
-    def __call__(self, what: str, part: float | None = None) -> None:
-        """Shows what is being done, and the part of it that is done if that is known, now and then."""
-        now = time.monotonic()
-        if self.shown and now - self.last > INTERVAL:
-            text = what if part is None else f"{what}, {100 * part:.0f} %"
-            print(f"\r\x1b[K{text[:WIDTH]}", end="", file=sys.stderr, flush=True)
-            self.last = now
-
-    def __exit__(self, *_: object) -> None:
-        self.last = 0.0
-        self("")
 
 
 def verify(arguments: argparse.Namespace) -> Output:
@@ -150,16 +134,20 @@ def verify(arguments: argparse.Namespace) -> Output:
         raise ValueError(f"--backend: {asked[0]!r} is {left_out.get(asked[0], 'not installed')}")
     machine, started = audit.machine({name: usable[name] for name in asked}), time.monotonic()
     lines = [f"{name}: {reason}" for name, reason in left_out.items() if arguments.backend == "all"]
-    data = []
+    data, legend, group = [], dict[str, str](), ""
     with Progress() as progress:
         for name in asked:
             lines.append(f"{name} {machine['versions'][name]} on {machine['gpu' if name == 'cupy' else 'processor']}")
-            lines.append(f"      {'figure':>9}    {'limit':>8}  property (the limit's formula)")
+            lines.append(f"      {'figure':>9}    {'limit':>8}")
             for one in audit.properties(usable[name], arguments.seed):
                 progress(f"{name}: {one.name}")
                 data.append({"backend": name, **one._asdict(), "ok": one.ok})
-                figures = f"{one.figure:9.3g} <= {one.limit:8.3g}  {one.name} ({one.formula})"
-                lines.append(f"{'ok  ' if one.ok else 'FAIL'}  {figures}")
+                part, _, what = one.name.partition(": ")
+                lines += [part] * (part != group)
+                group, mark = part, legend.setdefault(one.formula, string.ascii_letters[len(legend) % 52])
+                figures = f"{one.figure:9.3g} <= {one.limit:8.3g}  [{mark}]"
+                lines.append(f"ok    {figures} {what}" if one.ok else f"FAIL  {figures} {one.name}")
+    lines += ["limits:", *(f"  [{mark}] {formula}" for formula, mark in legend.items())]
     failed = sum(not one["ok"] for one in data)
     lines.append(f"{len(data) - failed} properties hold, {failed} fail, in {time.monotonic() - started:.1f} s")
     facts = {"ok": not failed, "version": __version__, **machine, "not_audited": left_out, "properties": data}
@@ -174,10 +162,10 @@ def dialects(arguments: argparse.Namespace) -> Output:
 
     rows = {row.name: asdict(row) for row in DIALECTS.values()}
     choices = [key for key in rows["paper"] if key not in ("name", "runs", "source", "notes")]
-    lines = []
+    lines = table([["", *rows], *([key, *(str(row[key]) for row in rows.values())] for key in choices)])
     for row in rows.values():
-        lines.append(f"{row['name']}: {row['source']}")
-        lines += [f"    {key:15} {row[key]}" for key in (*choices, "notes") if row[key] != ""]
+        told = f"{row['name']}: {row['source']}. {row['notes']}".rstrip(". ")
+        lines += textwrap.wrap(told, WIDTH, subsequent_indent="    ")
     apart = [key for key in choices if rows["paper"][key] != rows["peft"][key]]
     lines.append(f"paper and peft part in: {', '.join(apart)}")
     return lines, {"dialects": list(rows.values()), "paper_and_peft_part_in": apart}, True
@@ -208,29 +196,50 @@ def rank(arguments: argparse.Namespace) -> Output:
     """``randlora-ref rank``."""
     from .rank import certify_rank, plot_spectra, spectrum
 
-    spectra, lines = {}, []
+    if arguments.plot is not None:
+        importlib.import_module("matplotlib")  # said before the work if it is not there
+    spectra, lines, stored = {}, [], arguments.source is not None
     data: dict[str, dict[str, Any]] = {"certificates": {}, "spectra": {}}
     with Progress() as progress:
-        if arguments.source:
+        if stored:
             sources = stored_updates(arguments.source)
             certificates = {name: certify_rank(source, progress=progress) for name, source in sources.items()}
         else:
             certificates, sources = steps(arguments, progress)
+            lines.append(f"{'':9} {'rank':>6} {'of':>6}  proof")
         for name, certificate in certificates.items():
+            data["certificates"][name] = certificate.to_json()
+            if stored or arguments.proof:
+                lines += [f"{name}: {line}" for line in certificate.lines()]
+            else:
+                lines.append(
+                    f"{name:9} {certificate.rank:6} {min(certificate.details['shape']):6}  {proof(certificate)}"
+                )
+            if not (stored or arguments.spectrum or arguments.plot):
+                continue
             try:
                 spectra[name] = spectrum(sources[name])
                 numerical, data["spectra"][name] = spectra[name].lines(), spectra[name].to_json()
             except ValueError as error:  # a product beyond float64: the certificate stands without it
                 data["spectra"][name] = f"no spectrum: {error}"
                 numerical = [data["spectra"][name]]
-            data["certificates"][name] = certificate.to_json()
-            lines += [f"{name}: {line}" for line in (*certificate.lines(), *numerical)]
-    if arguments.steps and not arguments.source:
+            lines += [f"{name}: {line}" for line in numerical]
+    if arguments.steps and not stored:
         lines.append("steps are taken in float64: a certificate is of what is stored, whose rounding can fill a rank")
-    if arguments.plot:
+    if arguments.plot is not None:
         plot_spectra(spectra, arguments.plot)
         lines.append(f"spectrum drawn in {arguments.plot}")
     return lines, data, True
+
+
+def proof(certificate: Any) -> str:
+    """How a rank is known, in a few words."""
+    if certificate.full:
+        return f"exact: a minor of that order is not zero modulo {certificate.details['below']['prime']}"
+    known = (
+        "exact" if certificate.exact else f"at least; at most with an error of {certificate.details['error_bound']:.2g}"
+    )
+    return f"{known}: {certificate.details['above']['reason']}"
 
 
 def stored_updates(source: str) -> dict[str, Any]:
@@ -261,6 +270,8 @@ def steps(arguments: argparse.Namespace, progress: Progress) -> tuple[dict[str, 
     starts = layer.dialect.start(layer.shape, layer.rank, layer.n)
     asked = (arguments.lambda_start, arguments.gamma_start)
     start = [own if value is None else value for value, own in zip(asked, starts, strict=True)]
+    for name, value in zip(("--lambda-start", "--gamma-start"), start, strict=True):
+        checks.number(name, value)
     lambda_, gamma = np.full((layer.n, layer.rank), start[0]), np.full((layer.n, layer.d), start[1])
     descent = rank_after_steps(
         layer.bases.A, layer.bases.B, lambda_, gamma, layer.shape, arguments.steps, pairing=layer.dialect.pairing,

@@ -50,6 +50,7 @@ class LinearAdapter(ABC):
 
     def __init_subclass__(cls, learned: tuple[str, ...] = ()) -> None:
         super().__init_subclass__()
+        cls.__repr__ = arrays.brief  # type: ignore[method-assign]
         if learned:
             named_tuple: Any = namedtuple
             cls.LEARNED = learned
@@ -297,10 +298,12 @@ class Maker:
 
     def zeros(self, *shape: int) -> Array:
         """Zeros of ``shape``."""
+        checks.room("shape", *shape)
         return self.xp.zeros(shape, **self.options)
 
     def full(self, value: float, *shape: int) -> Array:
         """``value`` in every entry of ``shape``."""
+        checks.room("shape", *shape)
         return self.xp.full(shape, value, **self.options)
 
     def uniform(self, rows: int, columns: int, bound: float = math.sqrt(3), *, stream: int = 1) -> Array:
@@ -309,6 +312,7 @@ class Maker:
         The unit-variance entry of ``bases.tile`` (±√3) times bound/√3, in float64 for float64 and else in float32. More
         rows under the same seed begin with the same rows, on any device.
         """
+        checks.room("shape", rows, columns)
         result = self.xp.empty((rows, columns), **self.options)
         wide: Any = {"dtype": "float64" if self.dtype == "float64" else "float32", "xp": self.xp, "device": self.device}
         step = max(1, WORDS_AT_A_TIME // columns)

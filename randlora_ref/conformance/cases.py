@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from .. import spec
-from ..arrays import UNIT_ROUNDOFF
+from ..arrays import UNIT_ROUNDOFF, brief
 from ..bases import Kind, draw_bases
 from ..dialects import Dialect, get_dialect
 
@@ -77,6 +77,7 @@ class Case:
     attention_mask: tuple[tuple[int, ...], ...] = ()
     rope_theta: float | None = None
     stored: dict[str, Array] | None = field(default=None, repr=False)  # expected values read from a vector
+    __repr__ = brief
 
     @property
     def wanted(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import arrays
 from ..adapters.randlora import RandLoRA
+from ..arrays import brief
 from ..bases import Bases, Kind, draw_bases
 
 Array = Any
@@ -33,6 +34,7 @@ class PeftAdapter:
     lambda_: Mapping[str, Array]
     gamma: Mapping[str, Array]
     config: Mapping[str, Any]
+    __repr__ = brief
 
     def layer(self, name: str, shape: tuple[int, int] | None = None) -> RandLoRA:
         """One module's adapter; ``shape`` (out, in) None: (D_max, d), which right up to a transpose where D is D_max.

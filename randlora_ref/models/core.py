@@ -71,6 +71,10 @@ class Model:
             checks.shape(name, self.weights[name], shape)
         self._check_adapters()
 
+    def __repr__(self) -> str:
+        held = f"{len(self.weights)} weights in {self.precision}, {len(self.adapters)} adapters"
+        return f"<{type(self).__name__}: {len(self.modules)} modules, {held}>"
+
     def replace(self, adapters: Mapping[str, Adapter]) -> Self:
         """The same model with other adapters."""
         return type(self)(self.config, self.weights, adapters)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import arrays
 from .exact import PRIME_BITS, Progress, minor_bits, primes, rank_modulo, silent
 from .factors import Sum, read, sha256, shape, work
 from .structure import Bound, bounds, candidates
@@ -39,6 +40,7 @@ class RankCertificate:
     method: str
     primes: tuple[int, ...]
     details: dict[str, Any]
+    __repr__ = arrays.brief
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain Python values."""

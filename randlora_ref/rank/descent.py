@@ -6,7 +6,7 @@ import numpy as np
 
 from .. import arrays, checks
 from ..arrays import Reshaped
-from ..spec import Orientation, Pairing, delta_weight, layer_bases, pullback, term_basis
+from ..spec import Orientation, Pairing, delta_weight, khatri_rao, layer_bases, pullback, term_basis
 from .certify import RankCertificate, certify_rank
 from .exact import Progress
 from .factors import Sum, randlora_factors
@@ -47,12 +47,17 @@ def rank_after_steps(
     largest_move = checks.number("largest_move", largest_move, above=0.0)
     checks.namespace(A=A, B=B, lambda_=lambda_, gamma=gamma)
     A, B, lambda_, gamma = (arrays.to_numpy(a).astype(np.float64) for a in (A, B, lambda_, gamma))
+    checks.room("shape", *shape, itemsize=8)
+    checks.room("steps", steps, lambda_.size + gamma.size, itemsize=8)
     target = np.random.default_rng(seed).standard_normal(shape)
     A, B = layer_bases(A, B, len(lambda_), shape, orientation)
     B = np.stack([term_basis(B, j, pairing) for j in range(len(lambda_))])  # from here on the pairing is literal
-    factors, losses = [], []
+    beside = np.concatenate(list(B), axis=1)[None]  # [B_1 … B_n] (1, D, n·r): with K the sum is one product
+    factors, losses, ones = [], [], np.ones((1, A.shape[1]))
     for step in range(steps + 1):
-        G = delta_weight(A, B, lambda_, gamma, shape, scaling, orientation=orientation) - target  # ∂L/∂ΔW
+        K = np.concatenate(list(khatri_rao(A, gamma)))  # (n·r, d)
+        delta = delta_weight(K, beside, lambda_.reshape(1, -1), ones, shape, scaling, orientation=orientation)
+        G = delta - target  # ∂L/∂ΔW
         losses.append(float((G**2).sum() / 2))
         terms = randlora_factors(A, B, lambda_, gamma)
         reshaped = orientation == "reshape" and shape[0] > shape[1]

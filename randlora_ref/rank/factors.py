@@ -10,6 +10,7 @@ GPT-2 code reshapes its sum: ((Reshaped(sum, (out, in)),),).
 
 import hashlib
 import math
+import stat
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -31,6 +32,7 @@ Product: TypeAlias = tuple[Factor, ...]
 Sum: TypeAlias = tuple[Product, ...]
 
 CHUNK = 512  # longest contraction between two calls of ``Ring.tidy``; rank/exact.py says why
+MOST_BYTES = 1 << 31  # that a file of factors may unpack to
 UNREADABLE = (OSError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
@@ -57,9 +59,9 @@ def read(source: Any) -> Sum:
     Raises ValueError, naming the factor, for a wrong shape, an empty or a non-finite one; TypeError for complex
     numbers and whatever is not a number.
     """
-    if not hasattr(source, "factors"):
-        return _read_sum(source) if isinstance(source, tuple | list) else _read_matrix(source)
-    terms = _read_sum(source.factors())
+    given = source.factors() if hasattr(source, "factors") else source
+    terms = _read_sum(given) if isinstance(given, tuple | list) else _read_matrix(given)
+    checks.room("factors", *shape(terms), itemsize=8)
     if checks.number("scaling", float(getattr(source, "scaling", 1.0))):
         return terms
     rows, columns = shape(terms)
@@ -119,7 +121,11 @@ def load_factors(path: str | Path) -> Sum:
     No pickle is read, so a file can run no code. Raises ValueError, in one line, for what cannot be read.
     """
     try:
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise ValueError("it is no regular file")
+        with zipfile.ZipFile(path) as packed, np.load(path, allow_pickle=False) as archive:
+            if (size := sum(one.file_size for one in packed.infolist())) > MOST_BYTES:
+                raise ValueError(f"it unpacks to {size} bytes; at most {MOST_BYTES} are read")
             return _stored_sum({name: np.asarray(archive[name]) for name in archive.files})
     except (*UNREADABLE, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
