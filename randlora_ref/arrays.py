@@ -100,7 +100,7 @@ def brief(value: Any) -> str:
 
 def unit_roundoff(dtype: str) -> float:
     """u of "float64", "float32", "float16" or "bfloat16", and of the complex types made of them."""
-    dtype = REAL_PART.get(dtype, dtype)
+    dtype = REAL_PART.get(str(dtype), str(dtype))
     if dtype not in UNIT_ROUNDOFF:
         raise ValueError(f"dtype: {dtype!r}; it must be one of {', '.join(UNIT_ROUNDOFF)}")
     return UNIT_ROUNDOFF[dtype]
@@ -130,7 +130,7 @@ def on(device: Any, xp: Namespace | None = None) -> dict[str, Any]:
     """
     if device is None:
         return {}
-    own = "numpy" if device == "cpu" else type(device).__module__.partition(".")[0]
+    own = "numpy" if isinstance(device, str) and device == "cpu" else type(device).__module__.partition(".")[0]
     other = xp is not None and own != xp.__name__ and (own == "cupy" or xp.__name__ in ("numpy", "cupy"))
     if other or not is_current(device):
         raise ValueError(f"device: {device!r}; it must be the library's own, CuPy's current one (`with device:`)")

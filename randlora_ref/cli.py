@@ -23,14 +23,9 @@ from .terminal import WIDTH, Parser, Progress, plain, refuse, show, table
 EXTRAS = {"safetensors": "peft", "matplotlib": "plot", "hypothesis": "test"}  # else crosscheck
 REFUSALS = (ValueError, OSError, ImportError, MemoryError)  # of arguments, files, machine; all else is a fault of ours
 EXAMPLES = {
-    "verify": "--backend numpy",
-    "check": "mymodule:randlora --kinds layer",
-    "vectors": "vectors/",
-    "rank": "--shape 64 48 --rank 8 --steps 2",
-    "count": "--model Llama-3.2-3B --method randlora --rank 32",
-    "claims": "--seed 1",
-    "dialects": "--json",
-}
+    "verify": "--backend numpy", "check": "mymodule:randlora --kinds rank", "vectors": "vectors/", "dialects": "--json",
+    "rank": "--shape 64 48 --rank 8 --steps 2", "count": "--model Llama-3.2-3B --method randlora", "claims": "--seed 1",
+}  # fmt: skip
 Output = tuple[list[str], Any, bool]  # lines for a person, data for JSON, whether all is well
 
 

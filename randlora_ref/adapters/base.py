@@ -100,6 +100,7 @@ class LinearAdapter(ABC):
 
         Raises TypeError or ValueError for a ``dy`` that is not of y's shape, library, device and precision.
         """
+        checks.instance("cache", cache, Cache)
         xp = checks.floats(half=True, adapter=self._like, cache=cache.x, dy=dy)
         checks.shape("dy", dy, (*cache.x.shape[:-1], self.shape[0]))
         rows, dy_rows = arrays.as_rows(xp, cache.x), arrays.as_rows(xp, dy)
@@ -292,6 +293,7 @@ class Maker:
     """
 
     def __init__(self, seed: int = 0, /, dtype: str = "float32", xp: Any = np, device: Any = None) -> None:
+        checks.library(xp)
         checks.choice("dtype", dtype, ("float16", "float32", "float64"))
         self.seed, self.dtype, self.xp, self.device = seed, dtype, xp, device
         self.options: dict[str, Any] = {"dtype": getattr(xp, dtype), **arrays.on(device, xp)}

@@ -60,6 +60,7 @@ class RandLoRA(MergedAdapter, learned=("lambda_", "gamma")):
     _B: Array = field(init=False, repr=False)  # 𝐁 (D, n·r); a view where B is laid out as draw_bases does
 
     def __post_init__(self) -> None:
+        checks.instance("bases", self.bases, Bases)
         object.__setattr__(self, "dialect", get_dialect(self.dialect))
         checks.choice("order", self.order, (None, *(ORDERS[:1] if self._reshaped else ORDERS)))
         super().__post_init__()
@@ -91,6 +92,7 @@ class RandLoRA(MergedAdapter, learned=("lambda_", "gamma")):
         out_features, in_features, rank = checks.sizes(out_features, in_features, rank)
         shape = (out_features, in_features)
         if bases is not None:
+            checks.instance("bases", bases, Bases)
             made["xp"], made["device"] = checks.namespace(A=bases.A), arrays.device_of(bases.A)
         make = Maker(**made)
         if bases is None:

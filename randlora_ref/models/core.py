@@ -192,6 +192,8 @@ def adapt(
     model's; a configuration alone gives NumPy's float32 unless ``dtype``. ``scale``: ``alpha`` or ``scaling``. Raises
     ValueError for an ending that no linear module has, and for none at all.
     """
+    checks.instance("model", model, Model | Config)
+    checks.choice("dtype", dtype, (None, "float16", "float32", "float64"))
     record, xp, device, config = get_dialect(dialect), np, None, model.config if isinstance(model, Model) else model
     if isinstance(model, Model):
         xp, dtype, device = model.xp, dtype or model.precision, arrays.device_of(next(iter(model.weights.values())))
@@ -211,7 +213,10 @@ def chosen_modules(config: Config, modules: Iterable[str] | None) -> dict[str, t
         modules = [one.name for one in inside if one.linear]
     elif isinstance(modules, str):
         modules = [name for name in shapes if name != "lm_head"] if modules == "all-linear" else [modules]
-    endings = list(modules) if isinstance(modules, Iterable) else []
+    endings = list(modules) if isinstance(modules, Iterable) and not hasattr(modules, "ndim") else []
+    for end in endings:
+        if not isinstance(end, str):
+            raise ValueError(f"modules: {end!r}; it must be the name or the ending of a linear module's name")
     if not endings:
         raise ValueError(f"modules: {modules!r}; it must be a name or an ending of names, or list at least one")
     named = {end: {name for name in shapes if f".{name}".endswith(f".{end}")} for end in endings}

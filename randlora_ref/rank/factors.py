@@ -69,7 +69,7 @@ def read(source: Any) -> Sum:
 
 
 def _read_matrix(value: Any) -> Sum:
-    return ((_read_array(value, "matrix", (2,)),),)
+    return ((read_array(value, "matrix", (2,)),),)
 
 
 def _read_sum(value: Any, name: str = "factors") -> Sum:
@@ -97,10 +97,11 @@ def _read_factor(value: Any, name: str) -> Factor:
         if math.prod(value.shape) != math.prod(shape(terms)):
             raise ValueError(f"{name}: {shape(terms)} reshaped to {value.shape}; it must have as many entries")
         return Reshaped(terms, value.shape)
-    return _read_sum(value, name) if isinstance(value, tuple | list) else _read_array(value, name)
+    return _read_sum(value, name) if isinstance(value, tuple | list) else read_array(value, name)
 
 
-def _read_array(value: Any, name: str, dimensions: tuple[int, ...] = (1, 2)) -> Matrix:
+def read_array(value: Any, name: str, dimensions: tuple[int, ...] = (1, 2)) -> Matrix:
+    """A finite array of real numbers with one of these numbers of ``dimensions``."""
     arrays.namespace_of(name, value)
     array = arrays.to_numpy(value)
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
@@ -146,6 +147,7 @@ def _stored_sum(stored: dict[str, Matrix]) -> Sum:
 def randlora_factors(A: Any, B: Any, lambda_: Any, gamma: Any) -> Sum:
     """The n products (B_j, Λ_j, A, Γ_j) of Eq. 4, of A (r, d), B (n, D, r), lambda_ (n, r), gamma (n, d)."""
     for name, array, dimensions in (("A", A, 2), ("B", B, 3), ("lambda_", lambda_, 2), ("gamma", gamma, 2)):
+        arrays.namespace_of(name, array)
         if array.ndim != dimensions:
             raise ValueError(f"{name}: {array.ndim} dimensions; it must have {dimensions}")
         if name != "A" and len(array) != len(B):
