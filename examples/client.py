@@ -25,14 +25,27 @@ def encode(shape: Sequence[int], data: list[float]) -> dict[str, Any]:
     return {"shape": list(shape), "dtype": "float64", "data": " ".join(struct.pack(">d", v).hex() for v in data)}
 
 
+def sides(shape: Sequence[int], orientation: str) -> tuple[int, int]:
+    """(D, d) of M: the larger and the smaller side; "never" leaves (out, in) as they are."""
+    return (shape[0], shape[1]) if orientation == "never" else (max(shape), min(shape))
+
+
+def place(o: int, i: int, shape: Sequence[int], orientation: str) -> tuple[int, int]:
+    """Where in M (D, d) entry (o, i) of ΔW stands."""
+    out, in_ = shape
+    if orientation == "reshape":
+        return divmod(i * out + o, min(out, in_))
+    transposed = out < in_ or (orientation == "square_transposed" and out == in_)
+    return (i, o) if transposed and orientation != "never" else (o, i)
+
+
 def update(given: dict[str, Any]) -> tuple[list[list[float]], Any]:
-    """ΔW as rows, and for the gradients a function (j, k) -> (column of B, row of A), both sliced to the layer."""
+    """M as rows, and for the gradients a function (j, k) -> (column of B, row of A), both sliced to the layer."""
     (r, d_max), A = decode(given["A"])
     (_, D_max, _), B = decode(given["B"])
     (n, _), lambda_ = decode(given["lambda_"])
-    (_, d), gamma = decode(given["gamma"])
-    (out, in_), _ = decode(given["weight"])
-    D = max(out, in_)
+    gamma = decode(given["gamma"])[1]
+    D, d = sides(given["weight"]["shape"], given.get("orientation", "paper"))
 
     def factors(j: int, k: int) -> tuple[list[float], list[float]]:
         term, column = (j, k) if given["pairing"] == "literal" else divmod(k * n + j, r)
@@ -45,7 +58,7 @@ def update(given: dict[str, Any]) -> tuple[list[list[float]], Any]:
             for o in range(D):
                 for i in range(d):
                     M[o][i] += given["scaling"] * b[o] * lambda_[j * r + k] * a[i] * gamma[j * d + i]
-    return (M if out >= in_ else [list(row) for row in zip(*M, strict=True)]), factors
+    return M, factors
 
 
 def layer(given: dict[str, Any]) -> dict[str, Any]:
@@ -56,7 +69,10 @@ def layer(given: dict[str, Any]) -> dict[str, Any]:
     bias = decode(given["bias"])[1] if "bias" in given else [0.0] * out
     (n, r), lambda_ = decode(given["lambda_"])
     (_, d), gamma = decode(given["gamma"])
-    delta, factors = update(given)
+    orientation = given.get("orientation", "paper")
+    M, factors = update(given)
+    places = {(o, i): place(o, i, (out, in_), orientation) for o in range(out) for i in range(in_)}
+    delta = [[M[row][column] for row, column in (places[o, i] for i in range(in_))] for o in range(out)]
     mask = decode(given["dropout_mask"])[1] if "dropout_mask" in given else [1.0] * len(x)
     kept = [v * m for v, m in zip(x, mask, strict=True)]
     rows = len(x) // in_
@@ -66,9 +82,9 @@ def layer(given: dict[str, Any]) -> dict[str, Any]:
 
     y = [sum(x[t * in_ + i] * seen(t, o, i) for i in range(in_)) + bias[o] for t in range(rows) for o in range(out)]
     dx = [sum(dy[t * out + o] * seen(t, o, i) for o in range(out)) for t in range(rows) for i in range(in_)]
-    G = [[sum(dy[t * out + o] * kept[t * in_ + i] for t in range(rows)) for i in range(in_)] for o in range(out)]
-    if out < in_:
-        G = [list(column) for column in zip(*G, strict=True)]
+    G = [[0.0] * d for _ in M]  # ∂L/∂M
+    for (o, i), (row, column) in places.items():
+        G[row][column] = sum(dy[t * out + o] * kept[t * in_ + i] for t in range(rows))
     dlambda, dgamma = [0.0] * (n * r), [0.0] * (n * d)
     for j in range(n):
         for k in range(r):
@@ -87,9 +103,13 @@ def layer(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def count(given: dict[str, Any]) -> dict[str, Any]:
-    """Σ n(r + d) with n = ceil(d/r)."""
-    r = given["rank"]
-    return {"num_parameters": sum(-(-min(shape) // r) * (r + min(shape)) for shape in given["shapes"])}
+    """Σ n(r + d), with n = ceil(d/r) but in three of the authors' codes; KRAdapter's Γ has the width ``in``."""
+    r, dialect, learned = given["rank"], given["dialect"], 0
+    for shape in given["shapes"]:
+        d = min(shape)
+        others = {"nlg": given.get("context", 0) // r + 1, "vision": min(1000, d // r + 1), "kradapter": -(-d // r) + 1}
+        learned += others.get(dialect, -(-d // r)) * (r + (shape[1] if dialect == "kradapter" else d))
+    return {"num_parameters": learned}
 
 
 def main() -> None:

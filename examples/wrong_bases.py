@@ -138,10 +138,12 @@ WRONG = {
     "bases_not_centred": _peft_bases("not centred", centred=False),
     "bases_sqrt_D": _peft_bases("s = sqrt(D), as the paper", "very_sparse"),
     "start_vision": _start("the start of dialect vision", lambda n, r: 1 / max(n, r), lambda n, d, shape: 0.0),
-    "start_ones": _start("gamma 1 at the start", lambda n, r: 0, lambda n, d, shape: 1.0),
-    "start_large_side": _start("gamma 1/max(out, in) at the start", lambda n, r: 0, lambda n, d, shape: 1 / max(shape)),
+    "start_ones": _start("lambda 0 and gamma 1", lambda n, r: 0, lambda n, d, shape: 1.0),
+    "start_large_side": _start("lambda 0 and gamma 1/max(out, in)", lambda n, r: 0, lambda n, d, shape: 1 / max(shape)),
     "start_normal": _start(
-        "no known deviation", lambda n, r: np.cos(np.arange(n * r)).reshape(n, r), lambda n, d, shape: 1 / max(n, d)
+        "lambda not of its sizes, mean 0.079, deviation 0.72 and gamma 1/d or 1/max(n, d)",
+        lambda n, r: np.cos(np.arange(n * r)).reshape(n, r),
+        lambda n, d, shape: 1 / max(n, d),
     ),
     "count_network": Wrong("count", "n of the whole network", _network_count),
     "count_floor": _count("n by floor", lambda D, d, r: max(1, d // r) * (r + d)),

@@ -85,11 +85,11 @@ def draw_bases(
 ) -> Bases:
     """The shared bases of layers of ``shapes`` (out, in), A (r, d_max) and B (n_max, D_max, r), in ``dtype``.
 
-    ``kind`` is "dense", "sparse" (s = 6), "very_sparse" (s = √D_max;
-    PEFT and the official fork: 2√d_max), "normal" (vision; to 3e-7, torch's logarithm and cosine are its own) or, for
-    ``paper``, any sparsity s >= 2. ``draw_dtype`` is the type PEFT draws dense bases in, "bfloat16" unless it says
-    "float16"; values are held in ``dtype``. ``context``, the network's context length, stands for ``shapes`` in nlg.
-    Torch's generator runs on the CPU, its bases are then moved to ``xp`` and ``device``.
+    ``kind`` is "dense", "sparse" (s = 6), "very_sparse" (s = √D_max; PEFT and the official fork: 2√d_max), "normal"
+    (vision; to 3e-7, torch's logarithm and cosine are its own) or, for ``paper``, any sparsity s >= 2. ``draw_dtype``
+    is the type PEFT draws dense bases in, "bfloat16" unless it says "float16"; values are held in ``dtype``, in which
+    ``paper`` draws. ``context``, the network's context length, stands for ``shapes`` in nlg. Torch's generator runs on
+    the CPU, its bases are then moved to ``xp`` and ``device``.
     B is laid out in memory as (D_max, n_max, r), so that [B_1 … B_n] of a layer is a view.
 
     Raises ValueError for a kind that the dialect has not, or that no seed determines (nlg's and vision's sparse ones).
@@ -107,10 +107,11 @@ def draw_bases(
     checks.room("shapes", D, n, rank)
     if dialect.generator != "philox":
         if dialect.generator == "torch_terms_first" and dialect.max_terms:
-            n = dialect.max_terms  # drawn whatever the layers need; all enter the deviation
+            n = max(n, dialect.max_terms)  # drawn whatever the layers need; all enter the deviation
         drawn = draw(dialect.generator, seed, n, D, d, rank, kind, draw_dtype)
         A, B = (arrays.from_numpy(xp, part.astype(dtype, copy=False), device) for part in drawn)
     else:
+        checks.choice("draw_dtype", draw_dtype, (None,), "; these are drawn in dtype")
         A = tile(0, 0, d, seed=seed, rank=rank, kind=kind, D_max=D, dtype=dtype, xp=xp, device=device)
         B = xp.empty((D, n, rank), dtype=getattr(xp, dtype), **arrays.on(device, xp))
         streams = xp.arange(1, n + 1, dtype=xp.uint64, **arrays.on(device, xp))[:, None]

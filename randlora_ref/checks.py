@@ -271,10 +271,10 @@ def seed(value: Any) -> int:
     raise error(f"seed: {value!r}; it must be an integer in [0, 2**64)")
 
 
-def choice(name: str, value: Any, allowed: Collection[Any]) -> None:
-    """A ValueError unless ``value`` is one of ``allowed``; an array is none, whatever it holds."""
+def choice(name: str, value: Any, allowed: Collection[Any], why: str = "") -> None:
+    """A ValueError unless ``value`` is one of ``allowed``, with the reason ``why``; an array is none."""
     if not any(isinstance(value, type(one)) and value == one for one in allowed):
-        raise ValueError(f"{name}: {value!r}; it must be one of {', '.join(map(str, allowed))}")
+        raise ValueError(f"{name}: {value!r}; it must be one of {', '.join(map(str, allowed))}{why}")
 
 
 def layer_shape(value: Any) -> tuple[int, int]:

@@ -6,6 +6,23 @@ All six run. What differs from each of them is reached by replacing a field:
 >>> replace(DIALECTS["peft"], count_rule="floor+1", scaling_rule="alpha/(r*sqrt(n))").count_rule
 'floor+1'
 
+NLG's ``c_attn`` is one fused weight (3d, d) of GPT-2, of which that code adapts q and v. Each is a square layer that
+takes M itself: the record under ``orientation="paper"``, on views of the network's bases, q with rows 0 … d of each B_j
+and v with rows d … 2d. Both start at Γ = 1/max(n, 2d), by the width of the two together; the record has no rule for
+that, so give ``gamma``. Here n = 3 // 2 + 1, and B has 4·3 rows:
+
+>>> from randlora_ref import Bases, RandLoRA, draw_bases
+>>> c_attn = replace(DIALECTS["nlg"], orientation="paper", context=3)
+>>> shared = draw_bases(c_attn, rank=2)
+>>> of_q, of_v = (Bases(shared.A, shared.B[:, rows, :]) for rows in (slice(0, 3), slice(3, 6)))
+>>> q, v = (RandLoRA.start(3, 3, rank=2, dialect=c_attn, bases=own) for own in (of_q, of_v))
+>>> q, v = (layer.replace(gamma=0 * layer.gamma + 1 / max(layer.n, 2 * 3)) for layer in (q, v))
+>>> q.delta_weight().shape, v.n, q.num_parameters() + v.num_parameters()
+((3, 3), 2, 20)
+
+Vision's ``merge`` is not its forward on square layers: it adds M where the forward adds Mᵀ, and ``RandLoRA.merge`` does
+as it does. Its fused ``in_proj`` (3d, d) takes M.
+
 Sources: *paper* is arXiv 2502.00987v2; *peft* is Hugging Face PEFT 0.21.2, ``tuners/randlora``; *official*,
 *nlg* and *vision* are github.com/PaulAlbert31/RandLoRA at 4ac565e (folders ``peft``, ``NLG`` and
 ``vision_language``); *kradapter* is the toy of github.com/PaulAlbert31/KRAdapter at ea88a71.
@@ -20,7 +37,7 @@ from .spec import CountRule, Orientation, Pairing, number_of_terms, sides
 
 CountedSide = Literal["d", "context"]  # what the count rule divides by r: a layer's d, or the network's context length
 ScalingRule = Literal["2/sqrt(n)", "alpha/r", "alpha/(r*sqrt(n))", "1"]
-StartRule = Literal["0", "1", "1/d", "1/n", "1/max(n, d)", "1/max(n, r)"]
+StartRule = Literal["0", "1", "1/d", "1/n", "1/max(n, d)", "1/max(n, r)", "1/max(out, in)"]
 # (D_max, d_max) of the bases that layers share, by the sides of each layer
 SharedSides = Literal[
     "max(D), max(d)", "sorted max(out), max(in)", "max(in), max(out)", "max(out), max(in)", "4*context, context"
@@ -47,6 +64,7 @@ class Dialect:
     default_alpha: float | None = None  # None: not stated, or the scaling rule needs none
     default_seed: int | None
     max_terms: int | None = None  # None: no cap on n
+    num_terms: int | None = None  # n of every layer, whatever the rule and the cap
     context: int | None = None  # the network's context length, where that is the counted side
     shared_sides: SharedSides
     generator: Generator
@@ -59,7 +77,7 @@ class Dialect:
     def __post_init__(self) -> None:
         for name, allowed in RULES.items():
             checks.choice(name, getattr(self, name), allowed)
-        for name, least in (("max_terms", 1), ("context", 1), ("default_seed", 0)):
+        for name, least in (("max_terms", 1), ("num_terms", 1), ("context", 1), ("default_seed", 0)):
             if getattr(self, name) is not None:
                 checks.integer(name, getattr(self, name), least)
         if self.default_alpha is not None:
@@ -71,7 +89,7 @@ class Dialect:
         if self.counted_side == "context":
             shape = (checks.integer("context", self.context if context is None else context),) * 2
         n = number_of_terms(shape, rank, self.count_rule)
-        return n if self.max_terms is None else min(n, self.max_terms)
+        return self.num_terms or (n if self.max_terms is None else min(n, self.max_terms))
 
     def scaling(self, rank: int, n: int, alpha: float | None = None) -> float:
         """s, the number in front of the sum. ``alpha`` None takes the dialect's own.
@@ -93,7 +111,9 @@ class Dialect:
         rank, n = checks.integers_of(rank=rank, n=n)
         d = sides(checks.layer_shape(shape), self.orientation)[1]
         divisors = {"1": 1, "1/d": d, "1/n": n, "1/max(n, d)": max(n, d), "1/max(n, r)": max(n, rank)}
-        values = {"0": 0.0} | {rule: 1 / divisor for rule, divisor in divisors.items()}
+        values = {"0": 0.0, "1/max(out, in)": 1 / max(shape)} | {
+            rule: 1 / divisor for rule, divisor in divisors.items()
+        }
         return values[self.lambda_start], values[self.gamma_start]
 
     def num_parameters(self, shape: tuple[int, int], rank: int, *, context: int | None = None) -> int:
@@ -139,7 +159,8 @@ _ROWS = (
         basis_rule=FLOAT32, draw_order="B_1 … B_n, then A",
         stored="A (1, r, n_ctx), B (n, 4·n_ctx, r), Λ (n, r), Γ (n, d); of c_attn (n, 2r), (n, 2d), q then v",
         notes="n is the whole network's, not the layer's; the reshape, of Conv1D's weight, is a scramble for out > in; "
-        "c_attn adapts q and v, each by M, v with rows d … 2d of B, Γ = 1/max(n, 2d); scripts have α = 2r and seed 8",
+        "c_attn is two square layers of orientation paper, q on rows 0 … d of B, v on d … 2d, with Γ = 1/max(n, 2d) at "
+        "the start; scripts have α = 2r and seed 8",
     ),
     Dialect(
         name="vision", source="github.com/PaulAlbert31/RandLoRA at 4ac565e, vision_language/ (CLIP)",

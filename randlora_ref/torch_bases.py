@@ -32,13 +32,14 @@ class Rule(NamedTuple):
     kinds: tuple[str, ...]
     B_first: bool = False
     whole: bool = False  # fan_in is r·d for A and D·r for B_j, else d and r
+    unseeded: tuple[str, ...] = ()  # kinds that its code draws too, from no seed
 
 
 SPARSE = ("sparse", "very_sparse")
 RULES = {
     "torch": Rule(("bfloat16", "float16"), ("dense", *SPARSE)),
     "torch_float32": Rule(("float32",), ("dense", *SPARSE)),
-    "torch_terms_first": Rule(("float32",), ("dense", "normal"), B_first=True),
+    "torch_terms_first": Rule(("float32",), ("dense", "normal"), B_first=True, unseeded=SPARSE),
     "torch_whole": Rule(("float32",), ("dense",), B_first=True, whole=True),
 }
 
@@ -52,7 +53,7 @@ def draw(
     """
     rule = RULES[generator]
     if not isinstance(kind, str) or kind not in rule.kinds:
-        unseeded = "; its code draws them from no seed" * (isinstance(kind, str) and kind in SPARSE)
+        unseeded = "; its code draws them from no seed" * (isinstance(kind, str) and kind in rule.unseeded)
         raise ValueError(f"kind: {kind!r}; of generator {generator!r} it must be one of {rule.kinds}{unseeded}")
     dtype = rule.dtypes[0] if draw_dtype is None else draw_dtype
     checks.choice("draw_dtype", dtype, rule.dtypes)

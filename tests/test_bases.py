@@ -190,9 +190,9 @@ def test_shared_shapes() -> None:
 
 def test_concatenated_bases_are_a_view() -> None:
     """[B_1 … B_n] (D, n·r) costs no copy: B is laid out as (D, n, r) in memory."""
-    for dialect in ("paper", "peft"):
-        B = draw_bases(dialect, seed=0, shapes=[(9, 6)], rank=2).B
-        assert np.shares_memory(B.transpose(1, 0, 2).reshape(9, 6), B)
+    for dialect in DIALECTS.values():
+        B = draw_bases(replace(dialect, context=6), seed=0, shapes=[(9, 6)], rank=2).B
+        assert np.shares_memory(B.transpose(1, 0, 2).reshape(B.shape[1], -1), B)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +204,7 @@ def test_concatenated_bases_are_a_view() -> None:
         ({"dialect": "nlg", "context": 8, "kind": "sparse"}, "kind: 'sparse'; .*from no seed"),
         ({"dialect": "vision", "kind": "very_sparse"}, "kind: 'very_sparse'; .*from no seed"),
         ({"dialect": "vision", "kind": "normal"}, r"kind: 'normal' with D·r = 8; it must be 16 or more"),
+        ({"dialect": "kradapter", "kind": "sparse"}, r"kind: 'sparse'; .*it must be one of \('dense',\)$"),
         ({"dialect": "official", "kind": "normal"}, "kind: 'normal'; of generator 'torch_float32' it must be one of"),
         ({"kind": "normal"}, "kind: 'normal'; it must be 'dense', 'sparse'"),
         ({"dialect": "official", "shapes": []}, r"shapes: \[\]"),
@@ -219,6 +220,7 @@ def test_concatenated_bases_are_a_view() -> None:
         ({"kind": math.nan}, "kind: nan; it must be"),
         ({"kind": 6, "dialect": "peft"}, "kind: 6; of generator 'torch' it must be one of"),
         ({"draw_dtype": "float32", "dialect": "peft"}, "draw_dtype: 'float32'; it must be"),
+        ({"draw_dtype": "bfloat16"}, "draw_dtype: 'bfloat16'; it must be one of None; these are drawn in dtype"),
         ({"dtype": "bfloat16"}, "dtype: 'bfloat16'; it must be"),
     ],
 )

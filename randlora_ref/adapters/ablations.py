@@ -50,17 +50,18 @@ class RandLoRAa(LowRank, learned=("lambda_", "gamma")):
         rank: int = 32,
         *,
         scale: float | None = None,
+        terms: int | None = None,
         seed: int = 0,
         **made: Unpack[Made],
     ) -> Self:
-        """An adapter as our RandLoRA starts: n = ceil(d/r), Λ = 0 and Γ = 1/d, so ΔW = 0.
+        """An adapter as our RandLoRA starts: n = ceil(d/r) unless ``terms`` is given, Λ = 0 and Γ = 1/d, so ΔW = 0.
 
         The bases have unit variance: A_i[k, j] is word (j·n + i)·r + k of stream 1, B_i[o, k] word (o·n + i)·r + k of
         stream 2, i from 0.
         """
         out_features, in_features, rank = checks.sizes(out_features, in_features, rank)
         shape, make = (out_features, in_features), Maker(seed, **made)
-        (D, d), n = sides(shape), number_of_terms(shape, rank)
+        (D, d), n = sides(shape), checks.integer("terms", number_of_terms(shape, rank) if terms is None else terms)
         size: dict[str, Any] = {"out_features": out_features, "in_features": in_features, "rank": rank}
         A, B = arrays.swap_last(make.stack(n, d, rank, stream=1)), make.stack(n, D, rank, stream=2)
         lambda_, gamma = make.zeros(n, rank), make.full(1 / d, n, d)
@@ -111,7 +112,7 @@ RandLoRAaGrads = RandLoRAa.GRADS
 def randlora_b(
     out_features: int, in_features: int, rank: int = 32, *, dialect: str | Dialect = "paper", **other: Any
 ) -> RandLoRA:
-    """RandLoRA-b as training starts: RandLoRA's n = ceil(d/r) terms for ``rank`` r, each of rank r // 2.
+    """RandLoRA-b as training starts: RandLoRA's n terms for ``rank`` r, by the dialect, each of rank r // 2.
 
     Table 2 has it at rank 384 where RandLoRA has 768, so it is the update's rank that is halved: here to at most
     n·(r // 2), about d/2. With n terms n·(r + d) learned values become n·(r // 2 + d): fewer by about d/2 of n·d, a
@@ -123,4 +124,4 @@ def randlora_b(
         raise ValueError(f"rank: {rank}; it must be at least 2, to be halved")
     dialect = get_dialect(dialect)
     n = dialect.terms((out_features, in_features), rank)
-    return RandLoRA.start(out_features, in_features, rank // 2, dialect=replace(dialect, max_terms=n), **other)
+    return RandLoRA.start(out_features, in_features, rank // 2, dialect=replace(dialect, num_terms=n), **other)

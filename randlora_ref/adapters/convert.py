@@ -6,6 +6,7 @@ from typing import Any
 from .. import arrays, checks
 from ..bases import Bases
 from ..dialects import Dialect, get_dialect
+from ..spec import is_transposed, sides
 from .randlora import RandLoRA
 
 Array = Any
@@ -33,17 +34,16 @@ def convert(layer: RandLoRA, dialect: str | Dialect) -> RandLoRA:
 
 def _obstacle(layer: RandLoRA, target: Dialect) -> str | None:
     """Why there is no such layer, or none is offered; None where there is one."""
-    out, in_ = layer.shape
-    source, n = layer.dialect, target.terms(layer.shape, layer.rank) if target.counted_side == "d" else layer.n
-    offered = "that is exact, and not offered"
-    if source.orientation == "never" and out < in_:
-        return "Γ is on its longer side, which no other dialect has"
-    if source.orientation == "square_transposed" and out == in_:
-        return "it takes the transpose of a square sum, which this has not"
-    if source.orientation == "reshape" and out > in_:
-        return "its ΔW is reshaped; as blocks of d rows, where d divides D, that is exact, and not offered"
-    if source.orientation != "paper":
-        return offered
-    if target.orientation != "paper" or target.shared_sides == "max(in), max(out)":
+    shape, here, there = layer.shape, layer.dialect.orientation, target.orientation
+    if sides(shape, here) != sides(shape, there):
+        return "Γ is on its longer side in one of the two alone"
+    if is_transposed(shape, here) != is_transposed(shape, there):
+        return "one of the two alone takes the transpose of a square sum"
+    if layer.tall and (here == "reshape") != (there == "reshape"):
+        return "its ΔW is reshaped in one of the two alone; as blocks of d rows, if d divides D, exact, and not offered"
+    if here != "paper":
+        return "that is exact, and not offered"
+    if there != "paper" or target.shared_sides == "max(in), max(out)":
         return "only paper's and peft's are offered"
+    n = target.terms(shape, layer.rank) if target.counted_side == "d" else layer.n
     return None if n == layer.n else f"it has n = {n} terms there, the layer {layer.n}"

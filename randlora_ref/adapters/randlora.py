@@ -42,7 +42,8 @@ class RandLoRA(MergedAdapter, learned=("lambda_", "gamma")):
     ``bases``: at least as large as the layer. ``lambda_`` (n, r), ``gamma`` (n, d), in float16, float32 or float64;
     the bases are used in their dtype: narrower ones are widened, wider ones refused. ``dialect`` settles the pairing,
     and the scaling from ``alpha`` unless ``scaling`` is given. ``order`` of contraction: None takes the cheapest of
-    ``contraction_costs`` for each batch.
+    ``contraction_costs`` for each batch. ``merge`` adds ΔW, but to a square layer of vision's orientation: M, as that
+    code does, whose forward takes Mᵀ.
 
     Raises TypeError or ValueError that names the argument.
     """
@@ -62,7 +63,8 @@ class RandLoRA(MergedAdapter, learned=("lambda_", "gamma")):
     def __post_init__(self) -> None:
         checks.instance("bases", self.bases, Bases)
         object.__setattr__(self, "dialect", get_dialect(self.dialect))
-        checks.choice("order", self.order, (None, *(ORDERS[:1] if self._reshaped else ORDERS)))
+        known, why = (ORDERS[:1], "; what is reshaped has no other") if self._reshaped else (ORDERS, "")
+        checks.choice("order", self.order, (None, *known), why)
         super().__post_init__()
         scaling = self.dialect.scaling(self.rank, self.n, self.alpha) if self.scaling is None else self.scaling
         object.__setattr__(self, "scaling", checks.number("scaling", scaling))
@@ -82,11 +84,12 @@ class RandLoRA(MergedAdapter, learned=("lambda_", "gamma")):
         kind: Kind = "dense",
         **made: Unpack[Made],
     ) -> Self:
-        """An adapter as training starts: constant Λ and Γ, the dialect's n and scaling, ΔW = 0 in both dialects.
+        """An adapter as training starts: constant Λ and Γ, the dialect's n and scaling, ΔW = 0.
 
         ``seed`` and ``alpha`` None take the dialect's (PEFT's are 0 and 640). ``bases`` None draws the layer's own;
         given, they may be shared. They are rounded to ``dtype`` "float16" alone, which asks for it.
-        ValueError for bases that PEFT divides by a deviation of zero: a sparse A or B may hold zeros alone.
+        ValueError for bases that PEFT divides by a deviation of zero: a sparse A or B may hold zeros alone; and for a
+        layer that its code cannot make alone, as the official fork a tall one: the bases it draws are too small.
         """
         dialect = get_dialect(dialect)
         out_features, in_features, rank = checks.sizes(out_features, in_features, rank)
@@ -94,13 +97,17 @@ class RandLoRA(MergedAdapter, learned=("lambda_", "gamma")):
         if bases is not None:
             checks.instance("bases", bases, Bases)
             made["xp"], made["device"] = checks.namespace(A=bases.A), arrays.device_of(bases.A)
-        make = Maker(**made)
+        make, n, own_sides = Maker(**made), dialect.terms(shape, rank), sides(shape, dialect.orientation)
         if bases is None:
             seed = dialect.default_seed or 0 if seed is None else seed
             wide: Literal["float32", "float64"] = "float64" if make.dtype == "float64" else "float32"
             where: dict[str, Any] = {"dtype": wide, "xp": make.xp, "device": make.device}
             bases = draw_bases(dialect, seed=seed, shapes=[shape], rank=rank, kind=kind, **where)
-        n, own_sides = dialect.terms(shape, rank), sides(shape, dialect.orientation)
+            try:
+                bases.slice(n, *own_sides)
+            except ValueError as error:
+                why = f"{dialect.name!r} draws bases of {dialect.shared_sides}, too small for this layer alone"
+                raise ValueError(f"{error}; {why}: give bases") from None
         if make.dtype == "float16":
             own, xp = bases.slice(n, *own_sides), make.xp
             bases = Bases(arrays.astype(xp, own.A, xp.float16), arrays.astype(xp, own.B, xp.float16))

@@ -3,6 +3,8 @@
     ΔW = diag(λ_b) B diag(λ_d) A,    B (out, r), A (r, in) frozen,    out + r learned values, rank ΔW <= r
 
 With G = ∂L/∂ΔW:  ∂L/∂λ_b[o] = Σ_{k,i} B[o,k] λ_d[k] A[k,i] G[o,i],  ∂L/∂λ_d[k] = Σ_{o,i} λ_b[o] B[o,k] A[k,i] G[o,i].
+
+As many learned values as another method has ask for a large r, and many rows: then ΔW and G are formed, as in RandLoRA.
 """
 
 from collections.abc import Sequence
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Self, Unpack
 
 from .. import arrays, checks
-from .base import Arrays, Factors, LinearAdapter, Made, Maker
+from .base import Arrays, Factors, Made, Maker, MergedAdapter
 
 Array = Any
 
@@ -31,7 +33,7 @@ def vera_bases(
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class VeRA(LinearAdapter, learned=("lambda_b", "lambda_d")):
+class VeRA(MergedAdapter, learned=("lambda_b", "lambda_d")):
     """A VeRA adapter of one weight (out, in), from given arrays lambda_b (out,) and lambda_d (r,).
 
     ``A`` and ``B`` may be larger than the layer, which takes the first in columns of A and the first out rows of B.
@@ -86,6 +88,9 @@ class VeRA(LinearAdapter, learned=("lambda_b", "lambda_d")):
         return ((self.lambda_b, B, self.lambda_d, A),)
 
     def _apply(self, xp: Any, x: Array, weight: Array | None, keep_merged: bool) -> tuple[Array, Any]:
+        (out_features, in_features), T, r = self.shape, x.shape[0], self.rank
+        if (T + 2 * r) * out_features * in_features <= 2 * T * r * (out_features + in_features):  # G, ΔW and G Aᵀ
+            return super()._apply(xp, x, weight, keep_merged)
         A, B = self._own
         z = x @ A.T  # (T, r)
         u = (z * self.lambda_d) @ B.T  # (T, out)
@@ -93,12 +98,20 @@ class VeRA(LinearAdapter, learned=("lambda_b", "lambda_d")):
         return (step if weight is None else x @ weight.T + step), (z, u)
 
     def _pull_back(self, xp: Any, dy: Array, x: Array, weight: Array | None, inner: Any) -> tuple[Array, Any]:
-        """∂L/∂λ_b = Σ_t dy∘u and ∂L/∂λ_d = Σ_t v∘z, with v = (dy∘λ_b) B."""
+        """∂L/∂λ_b = Σ_t dy∘u and ∂L/∂λ_d = Σ_t v∘z, with v = (dy∘λ_b) B, unless ΔW was formed."""
+        if not isinstance(inner, tuple):
+            return super()._pull_back(xp, dy, x, weight, inner)
         (A, B), (z, u) = self._own, inner
         v = (dy * self.lambda_b) @ B  # (T, r)
         step = (v * self.lambda_d) @ A  # (T, in)
         learned = (xp.sum(dy * u, axis=0), xp.sum(v * z, axis=0))
         return (step if weight is None else dy @ weight + step), learned
+
+    def _pull_back_delta(self, xp: Any, dy: Array, x: Array) -> tuple[Array, Array]:
+        """∂L/∂λ_b = P λ_d and ∂L/∂λ_d = λ_b P from P = B∘(G Aᵀ) (out, r)."""
+        A, B = self._own
+        P = B * ((dy.T @ x) @ A.T)
+        return P @ self.lambda_d, self.lambda_b @ P
 
     def _arrays(self) -> Arrays:
         (out_features, in_features), r = self.shape, self.rank

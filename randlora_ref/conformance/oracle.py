@@ -5,13 +5,15 @@ slips that ``diagnose`` recognises; without them these are the bases of design, 
 """
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from .. import spec
+from ..dialects import DIALECTS
+from ..torch_bases import RULES
 from ..verify.integers import fraction_rank, fractions
 
 Array = Any
@@ -57,29 +59,44 @@ def round_to(value: Fraction | float, dtype: str) -> float:
     return float(math.ldexp(round(exact / Fraction(2) ** exponent), exponent))
 
 
+def rounded(x: Array, dtype: str) -> Array:
+    """``round_to`` of every entry of a float64 array."""
+    digits = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}[dtype]
+    exponent = np.frexp(x)[1] - digits
+    exponent = np.maximum(exponent, -24) if dtype == "float16" else exponent
+    return np.ldexp(np.rint(np.ldexp(x, -exponent)), exponent)
+
+
 def bases(
     seed: int,
     shapes: Sequence[tuple[int, int]],
     rank: int,
     kind: Any,
     dialect: str,
-    faults: Collection[str] = (),
+    faults: Set[str] = frozenset(),
     context: int | None = None,
 ) -> tuple[Array, Array]:
     """A (r, d_max) and B (n_max, D_max, r) in float64 that holds float32 values, or PEFT's."""
     largest = max(out for out, _ in shapes), max(in_ for _, in_ in shapes)
     apart = max(max(shape) for shape in shapes), max(min(shape) for shape in shapes)
-    n_ctx = context or 0  # nlg alone has one
-    known = {"paper": apart, "peft": spec.sides(largest), "official": largest[::-1], "nlg": (4 * n_ctx, n_ctx)}
-    D, d = known.get("paper" if "sides apart" in faults else dialect, largest)
+    rules, n_ctx = DIALECTS[dialect], context or 0  # nlg alone has one
+    known = {
+        "max(D), max(d)": apart,
+        "sorted max(out), max(in)": spec.sides(largest),
+        "max(in), max(out)": largest[::-1],
+        "max(out), max(in)": largest,
+        "4*context, context": (4 * n_ctx, n_ctx),
+    }
+    D, d = known["max(D), max(d)" if "sides apart" in faults else rules.shared_sides]
     n = max(-(-min(shape) // rank) for shape in [(D, d), *shapes])
-    n = {"nlg": n_ctx // rank + 1, "vision": 1000, "kradapter": n + 1}.get(dialect, n)
-    if dialect == "paper":
+    # what has a cap draws as many terms, whatever the layers need
+    n = rules.max_terms or {"floor+1": n_ctx // rank + 1, "ceil+1": n + 1}.get(rules.count_rule, n)
+    if rules.generator == "philox":
         return _native(seed, n, D, d, rank, kind, faults)
     return _torch(seed, n, D, d, rank, kind, faults, dialect)
 
 
-def _native(seed: int, n: int, D: int, d: int, r: int, kind: Any, faults: Collection[str]) -> tuple[Array, Array]:
+def _native(seed: int, n: int, D: int, d: int, r: int, kind: Any, faults: Set[str]) -> tuple[Array, Array]:
     """Stream 0 is A, entry (k, i) at word i·r + k; stream j is B_j, entry (o, k) at o·r + k."""
     root3 = 1.0 if "no variance" in faults else round_to(math.sqrt(3), "float32")
     named = {"dense": Fraction(1), "sparse": Fraction(36), "very_sparse": Fraction(max(D, 4))}
@@ -100,54 +117,60 @@ def _native(seed: int, n: int, D: int, d: int, r: int, kind: Any, faults: Collec
     return np.array(A), np.array(B)
 
 
-def _torch(
-    seed: int, n: int, D: int, d: int, r: int, kind: Any, faults: Collection[str], dialect: str
-) -> tuple[Array, Array]:
+def _torch(seed: int, n: int, D: int, d: int, r: int, kind: Any, faults: Set[str], dialect: str) -> tuple[Array, Array]:
     """The draws of PEFT 0.21.2 and, in float32, of the authors' code: see ``randlora_ref.torch_bases``."""
     words = mt19937(seed)
-    uniform = [Fraction(next(words) & 0xFFFFFF, 2**24) for _ in range(r * d + D * n * r)]
-    half = "float16" if "float16" in faults else "float32" if dialect != "peft" or "float32" in faults else "bfloat16"
+    uniform = np.array([next(words) & 0xFFFFFF for _ in range(r * d + D * n * r)]) / 2**24
+    rule = RULES[DIALECTS[dialect].generator]
+    half = next((dtype for dtype in ("float16", "float32") if dtype in faults), rule.dtypes[0])
     if kind == "dense":
         a, b = uniform[: r * d], uniform[r * d :]
-        if dialect in ("nlg", "vision", "kradapter") or "B first" in faults:
+        if rule.B_first or "B first" in faults:
             b, a = uniform[: D * n * r], uniform[D * n * r :]
-        fan_in = (r * d, D * r) if dialect == "kradapter" else (d, r)
-        A = np.array(_kaiming(a, fan_in[0], half, faults)).reshape(r, d)
-        flat = np.array(_kaiming(b, fan_in[1], half, faults))
+        fan_in = (r * d, D * r) if rule.whole else (d, r)
+        A = _kaiming(a, fan_in[0], half, faults).reshape(r, d)
+        flat = _kaiming(b, fan_in[1], half, faults)
         B = flat.reshape(D, n, r).transpose(1, 0, 2) if "B at once" in faults else flat.reshape(n, D, r)
     else:
         half, p = "float32", {"sparse": 1 / 6, "very_sparse": 1 / (2 * math.sqrt(min(D, d)))}[kind]
         if kind == "very_sparse" and "s = sqrt(D)" in faults:
             p = 1 / math.sqrt(D)
         low, high = round_to(p, half), round_to(1 - p, half)
-        ternary = np.array([float(u > high) - float(u < low) for u in uniform])
+        ternary = 1.0 * (uniform > high) - 1.0 * (uniform < low)
         A, B = ternary[: r * d].reshape(r, d), ternary[r * d :].reshape(D, n, r).transpose(1, 0, 2)
     return _over_deviation(A, B, half, faults)
 
 
-def _kaiming(uniform: Sequence[Fraction], fan_in: int, half: str, faults: Collection[str]) -> list[float]:
-    """Uniform on ±√(1/fan_in) in ``half``; what rounds up to the excluded bound becomes the lower one."""
+def _kaiming(uniform: Array, fan_in: int, half: str, faults: Set[str]) -> Array:
+    """Uniform on ±√(1/fan_in) in ``half``; what rounds up to the excluded bound becomes the lower one.
+
+    u and the bound have 24 digits each, so that u·2·bound − bound is exact in float64: it is rounded once.
+    """
     bound = round_to(math.sqrt(3.0) * (math.sqrt(2.0 / 6.0) / math.sqrt(fan_in)), "float32")
     if "not centred" in faults:
-        return [round_to(u, half) for u in uniform]
-    top = round_to(bound, half)
-    values = [round_to(round_to(u * 2 * Fraction(bound) - Fraction(bound), "float32"), half) for u in uniform]
-    return [-top if value == top and half != "float32" else value for value in values]
+        return rounded(uniform, half)
+    top, values = round_to(bound, half), rounded(rounded(uniform * 2 * bound - bound, "float32"), half)
+    return np.where((values == top) & (half != "float32"), -top, values)
 
 
-def _over_deviation(A: Array, B: Array, half: str, faults: Collection[str]) -> tuple[Array, Array]:
-    """Each tensor over its own sample deviation (ddof 1), deviation and quotient rounded to ``half``."""
+def _over_deviation(A: Array, B: Array, half: str, faults: Set[str]) -> tuple[Array, Array]:
+    """Each tensor over its own sample deviation (ddof 1), deviation and quotient rounded to ``half``.
+
+    Of numbers of 24 digits or fewer the quotient in float64 rounds on as the exact one does: 53 >= 2·24 + 2.
+    """
     ddof = 0 if "population" in faults else 1
 
     def over(x: Array, deviation: float) -> Array:
         if "raw" in faults:
             return x
-        s = Fraction(round_to(deviation, half))
-        return np.array([round_to(Fraction(v) / s, half) for v in x.ravel().tolist()]).reshape(x.shape)
+        if not (s := round_to(deviation, half)):
+            raise ZeroDivisionError("all entries are alike")
+        return rounded(x / s, half)
 
     of_A = A.std(ddof=ddof)
-    if "per term" in faults:
-        return over(A, of_A), np.stack([over(term, term.std(ddof=ddof)) for term in B])
+    if faults & {"per term", "per term, then whole"}:
+        B = np.stack([over(term, term.std(ddof=ddof)) for term in B])
+        return over(A, of_A), B if "per term" in faults else over(B, B.std(ddof=ddof))
     return over(A, of_A), over(B, of_A if "B by A" in faults else B.std(ddof=ddof))
 
 

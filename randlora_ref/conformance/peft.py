@@ -13,14 +13,14 @@ import numpy as np
 from ..rank.exact import Progress
 from ..spec import number_of_terms
 from .cases import Case, random_case
-from .diagnose import LAYER, spoils
 from .report import Report, check, choose
+from .stages import AS_ASKED, layer_of
 from .vectors import stored_cases
 
 Array = Any
 NAME = "default"  # PEFT's name of a model's first adapter
 RANDOM_LAYERS = 240
-CROSSED = LAYER[0]  # the hypothesis of crosswise pairing
+CROSSED = frozenset({"crossed pairing"})
 
 
 def check_peft(
@@ -58,7 +58,8 @@ def known_of_peft(case: Case) -> str | None:
     crossed = case.kind != "layer" or case.pairing == "crossed"
     if crossed or len(case.lambda_) != number_of_terms(case.weight.shape, case.lambda_.shape[1]):
         return None
-    shows = any(spoils(case, [CROSSED], case.wanted))
+    layer = layer_of(case, None)
+    shows = not np.array_equal(layer.update(CROSSED), layer.update(AS_ASKED))
     return "PEFT pairs columns and rows crosswise, the case is literal" if shows else None
 
 

@@ -1,8 +1,11 @@
 """Check an implementation against cases, and say what came of it."""
 
+import sys
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from itertools import chain
 from time import perf_counter
 from typing import Any
 
@@ -12,28 +15,37 @@ from .. import arrays, checks
 from ..rank.exact import Progress
 from .cases import KINDS, Case, of_dialect
 from .compare import MISSING, Absent, Mismatch, Verdict, judge
-from .diagnose import diagnose
+from .diagnose import diagnosis
+from .pattern import RAISED, pattern, raises, telling
 from .vectors import stored_cases
 
 Implementation = Callable[[Case], Mapping[str, Any]]
 SHOWN = 100  # characters of an exception's message
+LINES, COLUMNS = 25, 120  # of a report
+SHOWN_FAILURES, SHOWN_RESULTS, SHOWN_TIES = 3, 2, 3
+LIKE = "looks like: "
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A case that failed: its wrong results and what they look like."""
+    """A case that failed: its wrong results and what they look like. ``reproduce`` is "" if no command repeats it."""
 
     case: Case
     mismatches: tuple[Mismatch, ...]
     diagnosis: str
     reproduce: str
+    raised: str = ""
 
     def lines(self) -> list[str]:
-        """Case, clause and flags; each wrong result; the diagnosis; the command that repeats it."""
+        """Case, clause and flags; the first wrong results, or the error; the diagnosis; the command that repeats it."""
+        lines = [self.raised] if self.raised else [mismatch.line() for mismatch in self.mismatches[:SHOWN_RESULTS]]
+        if not self.raised and (rest := self.mismatches[SHOWN_RESULTS:]):
+            lines.append(f"wrong as well: {', '.join(mismatch.tensor for mismatch in rest)}")
+        if self.case.kind == "block":
+            lines.append("limit: u·max(2¹⁰·largest of the tensor, largest of the case)")
+        lines += [f"{LIKE}{self.diagnosis}", *[f"again: {self.reproduce}"] * bool(self.reproduce)]
         head = f"FAIL {self.case.id}, {self.case.clause} ({', '.join(self.case.notes) or 'plain'})"
-        limit = ["limit: u·max(2¹⁰·largest of the tensor, largest of the case)"] if self.case.kind == "block" else []
-        rest = [*(mismatch.line() for mismatch in self.mismatches), *limit, f"looks like: {self.diagnosis}"]
-        return [head, *(f"    {line}" for line in [*rest, f"again: {self.reproduce}"])]
+        return [head, *(f"    {line}" for line in lines)]
 
     def to_json(self) -> dict[str, Any]:
         """The failure as JSON values."""
@@ -43,7 +55,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found. ``absent`` lists what did not come, with the reason: it is never counted as passed."""
+    """What a check found. ``absent`` lists what did not come, with the reason: it is never counted as passed.
+
+    ``causes`` has of each kind that fails all that its failures look like, and what else is known of them.
+    """
 
     target: str
     passed_cases: int
@@ -52,6 +67,7 @@ class Report:
     diagnosis: str = ""
     seconds: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
+    causes: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
 
     @property
     def at_fault(self) -> bool:
@@ -64,11 +80,30 @@ class Report:
         """Nothing at fault, and at least one case passed."""
         return not self.at_fault and self.passed_cases > 0
 
-    def lines(self, most: int = 3) -> list[str]:
-        """The report in lines: the ``most`` smallest failures, what is absent by reason, the sum."""
-        lines = [line for failure in self.failures[:most] for line in failure.lines()]
-        if len(self.failures) > most:
-            lines.append(f"… and {len(self.failures) - most} failures more")
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self, most: int = SHOWN_FAILURES) -> list[str]:
+        """Diagnosis and pattern; the ``most`` most telling failures; what is absent by reason; the verdict.
+
+        ``LINES`` of ``COLUMNS`` characters, unless more failures are asked for or there are more reasons.
+        """
+        head = [f"FAILED {len(self.failures)} of {len(self.failures) + self.passed_cases} cases"]
+        for kind, (ties, notes) in self.causes.items():
+            head.append(f"{kind}: " * (len(self.causes) > 1) + f"{LIKE}{ties[0]}")
+            head += [f"    or like: {tie}" for tie in ties[1:SHOWN_TIES]]
+            head += [f"    … or like {len(ties) - SHOWN_TIES} more; --json has all"] * (len(ties) > SHOWN_TIES)
+            head += [f"    {note}" for note in notes]
+        head, tail = wrapped(head if self.failures else []), wrapped(self._tail())
+        blocks = [wrapped(line for line in one.lines() if LIKE not in line) for one in self.failures[:most]]
+        while most == SHOWN_FAILURES and len(blocks) > 1 and len([*head, *chain(*blocks), *tail]) >= LINES:
+            blocks.pop()
+        more = [f"… and {len(self.failures) - len(blocks)} failures more"] * (len(self.failures) > len(blocks))
+        return [*head, *chain(*blocks), *more, *tail]
+
+    def _tail(self) -> list[str]:
+        """What is absent or known, and the sum."""
+        lines = []
         for reason, number in Counter(reason for _, _, reason in self.absent).items():
             case, result = next(row[:2] for row in self.absent if row[2] == reason)
             lines.append(f"not checked: {number} results, {reason}; the first is {result} of {case}")
@@ -77,22 +112,34 @@ class Report:
         if "versions" in self.details:
             lines.append(", ".join(f"{name} {version}" for name, version in self.details["versions"].items()))
         lines += [f"UNEXPECTED PASS: {id_}" for id_ in self.details.get("unexpected", ())]
-        if self.failures:
-            lines.append(f"diagnosis: {self.diagnosis}")
         sums = f"{self.passed_cases} cases passed, {len(self.failures)} failed"
         sums += f", {len({case for case, _, _ in self.absent})} not fully checked, {self.seconds:.1f} s"
         return [*lines, f"{self.target}: {'PASSED' if self.passed else 'FAILED'}, {sums}"]
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
-        plain = ("target", "passed", "passed_cases", "diagnosis", "absent", "seconds", "details")
+        plain = ("target", "passed", "passed_cases", "diagnosis", "absent", "seconds", "details", "causes")
         return {**{name: getattr(self, name) for name in plain}, "failures": [one.to_json() for one in self.failures]}
+
+
+def wrapped(lines: Iterable[str]) -> list[str]:
+    """Lines of at most ``COLUMNS`` characters."""
+    return [part for line in lines for part in textwrap.wrap(line, COLUMNS, subsequent_indent=" " * 8)]
 
 
 def name_of(implementation: Implementation) -> str:
     """ "module:function", as ``randlora-ref check`` takes it."""
-    names = (getattr(implementation, name, name.strip("_")) for name in ("__module__", "__qualname__"))
-    return ":".join(names)
+    module = getattr(implementation, "__module__", "module")
+    return f"{module}:{getattr(implementation, '__qualname__', type(implementation).__qualname__)}"
+
+
+def can_be_named(implementation: Implementation) -> bool:
+    """Whether another process would find it under its name: no lambda, no partial, nothing of ``__main__``."""
+    module, _, name = name_of(implementation).partition(":")
+    found: Any = None if module == "__main__" else sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found is implementation
 
 
 def run_case(implementation: Implementation, case: Case, dtype: str | None = None) -> Verdict:
@@ -105,7 +152,7 @@ def run_case(implementation: Implementation, case: Case, dtype: str | None = Non
     except NotImplementedError as error:
         results = dict.fromkeys(case.wanted, f"unsupported: {error}")
     except Exception as error:  # whatever an implementation under test raises is its failure, not ours
-        text = f"raised {type(error).__name__}: {str(error).splitlines()[0][:SHOWN] if str(error) else ''}"
+        text = f"{RAISED}{type(error).__name__}: {str(error).splitlines()[0][:SHOWN] if str(error) else ''}"
         results = dict.fromkeys(case.wanted, text)
     return judge(case, results, dtype)
 
@@ -130,13 +177,14 @@ def check(
     """
     checks.instance("target", target, str | None)
     checks.instance("progress", progress, Callable | None)
-    begin, target = perf_counter(), named_target(target or name_of(implementation), dialect)
+    begin, only = perf_counter(), None if target or can_be_named(implementation) else ""
+    target = named_target(target or name_of(implementation), dialect)
     chosen, verdicts = choose(kinds, cases, dtype, dialect), []
     for done, case in enumerate(chosen, 1):
         verdicts.append(run_case(implementation, case, dtype))
         if progress is not None:
             progress(f"case {done} of {len(chosen)}", done / len(chosen))
-    return report_of(verdicts, target, dtype, perf_counter() - begin)
+    return report_of(verdicts, target, dtype, perf_counter() - begin, only)
 
 
 def named_target(target: str, dialect: str | None) -> str:
@@ -168,25 +216,38 @@ def choose(
         layers += [case for case in chosen if case.kind == "block" and dtype in ("float32", "float64")]
         chosen = [c.cast(dtype) for c in layers] + [c for c in chosen if c.kind not in ("layer", "block")]
     if not chosen:
-        raise ValueError(f"kinds: {wanted!r}; no case is left to check")
+        held = "" if dialect is None else f"dialect: {dialect!r}, "
+        raise ValueError(f"{held}kinds: {wanted!r}; no case is left to check")
     return chosen
 
 
 def report_of(
-    verdicts: Sequence[Verdict], target: str, dtype: str | None, seconds: float, only: str | None = None
+    verdicts: Sequence[Verdict],
+    target: str,
+    dtype: str | None,
+    seconds: float,
+    only: str | None = None,
 ) -> Report:
-    """The report of all verdicts; ``only`` are the arguments that repeat a failure (None: the case by its id)."""
-    failing = sorted((verdict for verdict in verdicts if verdict.wrong), key=lambda verdict: verdict.case.size)
-    passing = [verdict.case for verdict in verdicts if not (verdict.wrong or verdict.absent)]
-    texts, failures = {}, []
-    for kind in KINDS:
-        if of_kind := [verdict for verdict in failing if verdict.case.kind == kind]:
-            names = diagnose(of_kind, [case for case in passing if case.kind == kind], dtype)
-            texts[kind] = names[0] if len(names) == 1 else "any of these, no failure tells: " + "; ".join(names)
+    """The report of all verdicts; ``only`` are the arguments that repeat a failure (None: the case by its id).
+
+    No command can repeat it where ``only`` is "".
+    """
+    failing = sorted((verdict for verdict in verdicts if verdict.wrong), key=telling)
+    causes: dict[str, Any] = {}
+    for kind in dict.fromkeys(verdict.case.kind for verdict in failing):
+        of_kind = [verdict for verdict in failing if verdict.case.kind == kind]
+        right = [verdict for verdict in verdicts if verdict.case.kind == kind and not verdict.wrong]
+        ties, notes = diagnosis(of_kind, right, dtype)
+        shared = pattern([verdict.case for verdict in of_kind], [verdict.case for verdict in right])
+        causes[kind] = ties, (f"{len(of_kind)} of {len(of_kind) + len(right)} fail: {shared}", *notes)
+    texts = {kind: "any of these: " * (len(ties) > 1) + "; ".join(ties) for kind, (ties, _) in causes.items()}
     declared = f" --dtype {dtype}" if dtype else ""
-    for one in failing:
-        again = f"randlora-ref check {target} {only or f'--case {one.case.id}'}{declared}"
-        failures.append(Failure(one.case, one.mismatches, texts[one.case.kind], again))
+
+    def failure(one: Verdict) -> Failure:
+        command = f"randlora-ref check {target} {only or f'--case {one.case.id}'}{declared}" if only != "" else ""
+        return Failure(one.case, one.mismatches, texts[one.case.kind], command, raises(one))
+
     absent = tuple(row for verdict in verdicts for row in verdict.absent)
-    diagnosis = "; ".join(text if len(texts) == 1 else f"{kind}: {text}" for kind, text in texts.items())
-    return Report(target, len(passing), tuple(failures), absent, diagnosis, seconds)
+    passed = sum(not (verdict.wrong or verdict.absent) for verdict in verdicts)
+    found = "; ".join(text if len(texts) == 1 else f"{kind}: {text}" for kind, text in texts.items())
+    return Report(target, passed, tuple(map(failure, failing)), absent, found, seconds, causes=causes)

@@ -24,7 +24,7 @@ from .cases import ARRAYS, BASIS_KINDS, KINDS, Case, each
 Array = Any
 FORMAT, VERSION = "randlora-vectors", 1
 STORED = Path(__file__).parent.parent / "vectors" / "v1"
-FILES = tuple(f"{name}.json" for name in ("layer-exact", "layer-real", *KINDS[1:], "layer-dropout", "dialects"))
+FILES = tuple(f"{n}.json" for n in ("layer-exact", "layer-real", *KINDS[1:], "layer-dropout", "dialects", "sliced"))
 MOST_BYTES = 1 << 24  # of one file or line
 MOST_ENTRIES = 1 << 20  # of one array
 SHOWN, TOLD = 60, 160  # characters of a bad value, of a reason
@@ -280,7 +280,10 @@ def stored_cases(folder: Path = STORED) -> tuple[Case, ...]:
 
 
 def exact_digest(results: Iterable[tuple[str, Mapping[str, Array]]]) -> str:
-    """One hash for the exact tier: SHA-256 of lines "id name entries…", the entries as integers, C order."""
+    """One hash for the exact tier: SHA-256 of lines "id name entries…", the entries as integers, C order.
+
+    The manifest's is that of layer-exact and layer-dropout.
+    """
     rows = ((id_, name, np.asarray(x).flat) for id_, out in results for name, x in out.items())
     text = "".join(f"{id_} {name} {' '.join(str(int(entry)) for entry in x)}\n" for id_, name, x in rows)
     return hashlib.sha256(text.encode()).hexdigest()

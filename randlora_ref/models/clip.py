@@ -109,20 +109,44 @@ class CLIP(Model):
         ``attention_mask`` (B, T) is zero at padding; ``embeddings`` (B, T, k) stand for the embedded tokens.
         IndexError names a token that is out of range.
         """
-        texts, images = self.towers
-        self.check_text(texts, ids, attention_mask=attention_mask, embeddings=embeddings)
-        self.check_images(images, pixels)
+        text_embeds, text_parts = self._encode_text(ids, attention_mask, embeddings)
+        image_embeds, image_parts = self._encode_image(pixels)
         checks.shape("pixels", pixels, (ids.shape[0], *pixels.shape[1:]))
-        tokens, pool = ids if embeddings is None else embeddings, self._end_of_text(ids)
-        hidden, text_cache = text_tower(self, texts, tokens, attention_mask, pool)  # (B, k)
-        projected, text_head = self.linear(texts.outer["head"], hidden)  # (B, projection_dim)
-        text_embeds, text_unit = nn.normalize(projected)
-        hidden, image_cache = image_tower(self, images, pixels)  # (B, k)
-        projected, image_head = self.linear(images.outer["head"], hidden)  # (B, projection_dim)
-        image_embeds, image_unit = nn.normalize(projected)
         loss, cache = nn.contrastive(text_embeds, image_embeds, self.parameters(TEMPERATURE)[0])
-        parts = text_cache, text_head, text_unit, image_cache, image_head, image_unit
-        return loss, ModelCache(cache[0], cache, parts)
+        return loss, ModelCache(cache[0], cache, text_parts + image_parts)
+
+    def encode_text(self, ids: Array, *, attention_mask: Array | None = None, embeddings: Array | None = None) -> Array:
+        """Unit vectors (B, projection_dim) of texts, given as in ``forward``."""
+        return self._encode_text(ids, attention_mask, embeddings)[0]
+
+    def encode_image(self, pixels: Array) -> Array:
+        """Unit vectors (B, projection_dim) of images (B, C, H, W)."""
+        return self._encode_image(pixels)[0]
+
+    def logits(self, texts: Array, images: Array) -> Array:
+        """exp(logit_scale)·texts imagesᵀ (N, M) of unit vectors (N, k) and (M, k): for each image the texts' scores."""
+        scale = self.parameters(TEMPERATURE)[0]
+        xp = checks.floats(logit_scale=scale, texts=texts, images=images)
+        for name, x in (("texts", texts), ("images", images)):
+            checks.shape(name, x, (*x.shape[:1], self.config.projection_dim))
+        return xp.exp(scale) * (texts @ images.T)
+
+    def _encode_text(self, ids: Array, mask: Array | None, embeddings: Array | None) -> tuple[Array, tuple[Any, ...]]:
+        tower = self.towers[0]
+        self.check_text(tower, ids, attention_mask=mask, embeddings=embeddings)
+        tokens, pool = ids if embeddings is None else embeddings, self._end_of_text(ids)
+        return self._project(tower, *text_tower(self, tower, tokens, mask, pool))
+
+    def _encode_image(self, pixels: Array) -> tuple[Array, tuple[Any, ...]]:
+        tower = self.towers[1]
+        self.check_images(tower, pixels)
+        return self._project(tower, *image_tower(self, tower, pixels))
+
+    def _project(self, tower: Any, hidden: Array, cache: Any) -> tuple[Array, tuple[Any, ...]]:
+        """Unit vectors (B, projection_dim) of what a tower gave, hidden (B, k), and the caches of all three steps."""
+        projected, head = self.linear(tower.outer["head"], hidden)
+        unit, norm = nn.normalize(projected)
+        return unit, (cache, head, norm)
 
     def backward(self, cache: ModelCache, *, weights: bool = False, inputs: bool = False) -> Gradients:
         """The gradients of L; ``weights`` adds every saved tensor's, ``inputs`` a ``CLIPInputs``."""

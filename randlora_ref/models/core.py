@@ -1,15 +1,11 @@
 """What the models share: weights and adapters, checked; modules and blocks, forward and backward; gradients by name."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
-import numpy as np
-
 from .. import arrays, checks, nn
-from ..adapters import Adapter, RandLoRA
-from ..bases import draw_bases
-from ..dialects import Dialect, get_dialect
-from .config import Config, Module, Tower
+from ..adapters import Adapter
+from .config import Module, Tower
 
 Array = Any
 
@@ -178,49 +174,3 @@ class Model:
         rows = arrays.as_rows(self.xp, logits)
         loss, cache = nn.cross_entropy(rows, self.xp.reshape(labels, (-1,)), checked=True)
         return loss, ModelCache(logits, cache, parts)
-
-
-def adapt(
-    model: Model | Config, modules: Iterable[str] | None = None, *, rank: int = 32, dialect: str | Dialect = "peft",
-    seed: int | None = None, kind: Any = "dense", dtype: Any = None, **scale: float
-) -> dict[str, RandLoRA]:  # fmt: skip
-    """RandLoRA adapters at their start by module name, all on one pair of bases that is sliced for each layer.
-
-    ``modules``: names, or endings of names as in PEFT's ``target_modules`` lists; a text is one of them, but for
-    "all-linear", which is every linear module without a language model's head, as PEFT takes it (ViT's classifier and
-    CLIP's projections are among them); None takes every linear module of the blocks. Library, device and dtype are the
-    model's; a configuration alone gives NumPy's float32 unless ``dtype``. ``scale``: ``alpha`` or ``scaling``. Raises
-    ValueError for an ending that no linear module has, and for none at all.
-    """
-    checks.instance("model", model, Model | Config)
-    checks.choice("dtype", dtype, (None, "float16", "float32", "float64"))
-    record, xp, device, config = get_dialect(dialect), np, None, model.config if isinstance(model, Model) else model
-    if isinstance(model, Model):
-        xp, dtype, device = model.xp, dtype or model.precision, arrays.device_of(next(iter(model.weights.values())))
-    shapes = chosen_modules(config, modules)
-    wide: Any = "float64" if dtype == "float64" and record.generator == "philox" else "float32"
-    where: dict[str, Any] = {"seed": record.default_seed or 0 if seed is None else seed, "xp": xp, "device": device}
-    bases = draw_bases(record, shapes=list(shapes.values()), rank=rank, kind=kind, dtype=wide, **where)
-    options: dict[str, Any] = {"rank": rank, "dialect": record, "bases": bases, "dtype": dtype or "float32", **scale}
-    return {name: RandLoRA.start(*shape, **options) for name, shape in shapes.items()}
-
-
-def chosen_modules(config: Config, modules: Iterable[str] | None) -> dict[str, tuple[int, int]]:
-    """(out, in) of the linear modules that ``adapt`` takes, by name."""
-    shapes: dict[str, Any] = {one.name: one.shape for one in config.modules() if one.linear}
-    if modules is None:
-        inside = [one for tower in config.towers() for layer in tower.layers for one in layer.values()]
-        modules = [one.name for one in inside if one.linear]
-    elif isinstance(modules, str):
-        modules = [name for name in shapes if name != "lm_head"] if modules == "all-linear" else [modules]
-    endings = list(modules) if isinstance(modules, Iterable) and not hasattr(modules, "ndim") else []
-    for end in endings:
-        if not isinstance(end, str):
-            raise ValueError(f"modules: {end!r}; it must be the name or the ending of a linear module's name")
-    if not endings:
-        raise ValueError(f"modules: {modules!r}; it must be a name or an ending of names, or list at least one")
-    named = {end: {name for name in shapes if f".{name}".endswith(f".{end}")} for end in endings}
-    for end, names in named.items():
-        if not names:
-            raise ValueError(f"modules: {end!r}; it must be the name or the ending of a linear module's name")
-    return {name: shape for name, shape in shapes.items() if any(name in names for names in named.values())}

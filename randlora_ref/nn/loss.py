@@ -92,6 +92,8 @@ def cross_entropy_backward(cache: Any, dloss: Any = 1.0, *, through: Array | Non
     Of a large vocabulary ∂L/∂logits is by far the largest array of a model; through W it is never held whole on NumPy.
     """
     xp = checks.floats(cache=checks.kept(cache, 5)[0], through=through)
+    if through is not None and (through.ndim != 2 or through.shape[0] != cache[0].shape[1]):
+        raise ValueError(f"through: shape {tuple(through.shape)}; it must be ({cache[0].shape[1]}, k)")
     return mean_loss_backward(xp, cache, checks.scalar("dloss", dloss, cache[0]), through)
 
 

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bases import draw_bases
-from ..rank import RankCertificate, certify_rank, predicted_rank, randlora_factors, rank_after_steps, spectrum
+from ..rank import RankCertificate, certify_rank, predicted_rank, randlora_factors
 from ..spec import khatri_rao, number_of_terms
+from . import first_steps
 
 Verdict: TypeAlias = Literal["holds", "holds corrected", "fails"]
 Finding: TypeAlias = tuple[Verdict, tuple[str, ...]]  # with the evidence, line by line
@@ -225,28 +226,21 @@ def floor_of_d_over_r(seed: int) -> Finding:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _first_ranks(seed: int, lambda_start: float, gamma_start: float) -> tuple[list[int], int, int, str]:
-    """(ranks before and after each of three steps, r, d, and what was seen)."""
-    D, d, r = 96, 64, 8
-    bases = draw_bases(seed=seed, shapes=[(D, d)], rank=r, dtype="float64")
-    n = len(bases.B)
-    start = np.full((n, r), lambda_start), np.full((n, d), gamma_start)
-    descent = rank_after_steps(bases.A, bases.B, *start, (D, d), 3, seed=seed)
-    ranks, numerical = [one.rank for one in descent.certificates], [spectrum(one).rank for one in descent.factors]
-    seen = f"ranks after 0, 1, 2, 3 steps of gradient descent: {ranks} (r = {r}, d = {d}), proven of the stored float64"
-    return ranks, r, d, f"{seen} values, whose rounding can fill a rank; numerical ranks: {numerical}"
-
-
 @claimed
 def start_at_lambda_zero(seed: int) -> Finding:
     """full rank in training, Λ = 0 at the start (§4.1; the start of PEFT, the official fork and NLG): the update is
     full rank as soon as it is not zero.
     """
-    ranks, r, d, seen = _first_ranks(seed, 0.0, 1 / 64)
-    return _verdict(ranks[1:] == [d] * 3, ranks[1] == r and ranks[2:] == [d] * 2), (
-        seen,
+    (d, r), found = (min(first_steps.SHAPE), first_steps.RANK), first_steps.starting(True, seed)
+    as_stated = all(one.proven[1:] == [d] * 3 for one in found)
+    repaired = all(one.proven == [0, min(d, r * one.gain), d, d] for one in found)
+    lawful, needed = first_steps.tokens(seed)
+    return _verdict(as_stated, repaired and lawful), (
+        f"ranks after 0, 1, 2, 3 steps of gradient descent, {first_steps.SHAPE[0]}×{d}, r = {r}:",
+        *(one.line() for one in found),
         "∂L/∂Γ is zero at Λ = 0, so after one step all Γ_j are equal: full rank comes with the second step at the"
-        " earliest, which adds t·r(r + 1)/2 to r at most, t the rank of its ∂L/∂ΔW and no more than its tokens",
+        " earliest (nlg reshapes this layer's sum, which shows its rank more than once)",
+        needed,
     )
 
 
@@ -255,8 +249,11 @@ def start_at_gamma_zero(seed: int) -> Finding:
     """full rank in training, Γ = 0 at the start (§4.1; the start of the authors' CLIP code and KRAdapter): the update
     is full rank as soon as it is not zero.
     """
-    ranks, _, d, seen = _first_ranks(seed, 1 / 8, 0.0)
-    return _verdict(ranks[0] == 0 and ranks[1:] == [d] * 3), (seen,)
+    d, found = min(first_steps.SHAPE), first_steps.starting(False, seed)
+    return _verdict(all(one.proven == [0, d, d, d] for one in found)), (
+        f"ranks after 0, 1, 2, 3 steps of gradient descent, {first_steps.SHAPE[0]}×{d}, r = {first_steps.RANK}:",
+        *(one.line() for one in found),
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -323,6 +320,7 @@ def ablation_b(seed: int) -> Finding:
     return _verdict(certificate.exact and certificate.rank == d // 2 and ratio > 0.99), (
         f"{d}×{d}: {n} terms of rank {half} in place of {r} give rank {certificate.rank}, and {ratio:.1%} of the"
         f" {n * (r + d)} numbers (that n is kept is our reading)",
+        "how -a, -b and RandLoRA train, beside each other: examples/reports/rank_or_parameters",
     )
 
 

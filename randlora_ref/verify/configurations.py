@@ -12,22 +12,19 @@ from typing import Any, NamedTuple, Self, cast
 import numpy as np
 
 from .. import arrays, nn
-from ..adapters import Adapter, FullFineTuning, LoRA, NoLA, RandLoRA, RandLoRAa, VeRA, randlora_b
+from ..adapters import Adapter, FullFineTuning, NoLA
 from ..adapters.randlora import ORDERS
-from ..bases import Bases
+from ..bases import Bases, draw_bases
+from ..dialects import DIALECTS
+from ..models.adapting import METHODS as STARTS
 from . import stacks
 
 Array = Any
 Choose = Callable[[Sequence[Any]], Any]
 SEEDS = range(2**16)
-METHODS: dict[str, Callable[..., Any]] = {
-    "randlora": RandLoRA.start,
-    "lora": LoRA.start,
-    "vera": VeRA.start,
+METHODS: dict[str, Callable[..., Any]] = {name: start for name, (start, _, _) in STARTS.items()} | {
     "nola": lambda *shape, **options: NoLA.start(*shape, num_bases=3, **options),
     "full": lambda out, in_, rank, seed, dtype: FullFineTuning.start(out, in_, dtype=dtype),
-    "randlora_a": RandLoRAa.start,
-    "randlora_b": randlora_b,
 }
 
 
@@ -67,9 +64,16 @@ class Chosen(NamedTuple):
 
     def adapter(self, shape: tuple[int, int]) -> Adapter:
         """The adapter of a layer of ``shape`` (out, in), on the host in float64."""
-        options = dict(self.options)
-        if min(shape) * (self.rank // 2 if self.method == "randlora_b" else self.rank) <= 2 and "dialect" in options:
-            options["dialect"] = "paper"  # PEFT's A of one number, or of two that are equal, has no deviation
+        options, rank = dict(self.options), self.rank // 2 if self.method == "randlora_b" else self.rank
+        if "dialect" in options:
+            if min(shape) * rank <= 2:
+                options["dialect"] = "paper"  # PEFT's A of one number, or of two that are equal, has no deviation
+            dialect = DIALECTS[options["dialect"]]
+            # the least context that nlg's shared sides have room in, and no more of vision's terms than show the cap
+            context, most = max(min(shape), -(-max(shape) // 4)), dialect.max_terms and 4
+            options["dialect"] = replace(dialect, context=context, max_terms=most)
+            sharing = {"shapes": [shape, shape[::-1]], "rank": rank, "kind": options.pop("kind", "dense")}
+            options["bases"] = draw_bases(options["dialect"], seed=self.seed, dtype="float64", **sharing)
         made: Any = METHODS[self.method](*shape, self.rank, seed=self.seed, dtype="float64", **options)
         if self.order is not None:
             made = replace(made, order=self.order)
@@ -81,15 +85,16 @@ class Chosen(NamedTuple):
 
 
 def draw_adapter(choose: Choose, methods: Sequence[str] = ("randlora", *METHODS)) -> Chosen:
-    """RandLoRA under each dialect that runs, kind of basis and order of contraction, and every other method."""
-    method = choose(methods)
-    options: dict[str, Any] = {}
+    """RandLoRA under each dialect, kind of basis and order of contraction, and every other method."""
+    method, options, order = choose(methods), dict[str, Any](), None
     if method.startswith("randlora") and method != "randlora_a":
-        options = {"dialect": choose(("paper", "peft")), "alpha": 2.0, "kind": "dense"}
-        if options["dialect"] == "paper":  # small sparse draws of PEFT's are often NaN
+        dialect = DIALECTS[choose(("paper", *DIALECTS))]  # the paper's twice: it has more kinds
+        options = {"dialect": dialect.name, "alpha": 2.0, "kind": "dense"}
+        if dialect.generator == "philox":  # small sparse draws of the others are often NaN
             options["kind"] = choose(("dense", "sparse", "very_sparse", 3))
+        order = choose((None, *(ORDERS[:1] if dialect.orientation == "reshape" else ORDERS)))
     rank, start = choose((2, 3, 4) if method == "randlora_b" else (1, 2, 3, 5)), choose((False, True))
-    return Chosen(method, rank, start, choose(SEEDS), options, choose((None, *ORDERS)) if "kind" in options else None)
+    return Chosen(method, rank, start, choose(SEEDS), options, order)
 
 
 def with_arrays(adapter: Adapter, convert: Callable[[Array], Array]) -> Adapter:

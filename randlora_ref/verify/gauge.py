@@ -15,7 +15,7 @@ import numpy as np
 from .. import spec
 
 Array = Any
-UPDATE = ("A", "B", "lambda_", "gamma", "scaling", "pairing")  # what ΔW is made of
+UPDATE = ("A", "B", "lambda_", "gamma", "scaling", "pairing", "orientation")  # what ΔW is made of
 TINY = 2.0**-1074  # the least positive float64: an underflow is no rounding error
 
 
@@ -46,7 +46,7 @@ def expected(case: dict[str, Any]) -> dict[str, Array]:
     arguments = {name: x for name, x in case.items() if name not in ("dy", "bias")}
     y = spec.forward(bias=case["bias"], **arguments)
     gradients = spec.backward(dy=case["dy"], **arguments)
-    own = {name: case[name] for name in (*UPDATE, "orientation") if name in case}
+    own = {name: case[name] for name in UPDATE if name in case}
     update = spec.delta_weight(shape=case["weight"].shape, **own)
     return {"y": y, "delta_weight": update, **gradients._asdict()}
 

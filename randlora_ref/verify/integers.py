@@ -12,10 +12,12 @@ A function that is affine in an argument p has f(p + u) − f(p) linear in u, so
 
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.random import Generator
+
+from ..spec import Orientation, sides
 
 Array = Any
 Sizes = tuple[int, ...]
@@ -27,15 +29,19 @@ def small(rng: Generator, *shape: int, size: int = 3) -> Array:
 
 
 def layer_case(
-    rng: Generator, shape: Sizes, rank: int, n: int, leading: Sizes = (5,), pairing: str = "literal", mask: bool = False
+    rng: Generator, shape: tuple[int, int], rank: int, n: int, leading: Sizes = (5,), mask: bool = False, **rules: str
 ) -> dict[str, Any]:
-    """Arguments of ``spec.backward``, and ``bias``, by name, all integers; the bases are one larger than the layer."""
-    (out, in_), D, d = shape, max(shape), min(shape)
+    """Arguments of ``spec.backward``, and ``bias``, by name, all integers; the bases are one larger than the layer.
+
+    ``rules``: ``pairing`` and ``orientation``; the paper's unless given.
+    """
+    rules = {"pairing": "literal", "orientation": "paper"} | rules
+    (out, in_), (D, d) = shape, sides(shape, cast(Orientation, rules["orientation"]))
     sizes = {"x": (*leading, in_), "dy": (*leading, out), "weight": shape, "bias": (out,)}
     sizes |= {"A": (rank, d + 1), "B": (n + 1, D + 1, rank), "lambda_": (n, rank), "gamma": (n, d)}
     case: dict[str, Any] = {name: small(rng, *size, size=1 if name in "AB" else 3) for name, size in sizes.items()}
     kept = 2.0 * rng.integers(0, 2, case["x"].shape) if mask else None  # p = 1/2: kept values count twice
-    return case | {"scaling": 0.5, "pairing": pairing, "dropout_mask": kept}
+    return case | rules | {"scaling": 0.5, "dropout_mask": kept}
 
 
 def adjoint_gap(f: Callable[[Array], Array], point: Array, gradient: Array, step: Array, cotangent: Array) -> float:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ..adapters import Adapter, RandLoRA
 from . import block, models, stacks
 from .configurations import Backend, BlockCase, Chosen, Network
 from .points import ALIKE, LIMIT, Point, Property, Results, alike, apart, differ
@@ -92,12 +93,21 @@ def causality(network: Network, backend: Backend) -> float:
     return differ(found, right)
 
 
+def merged_transposed(adapter: Adapter) -> bool:
+    """Whether the dialect's own merge is W0 + ΔWᵀ, as vision's of a square layer, whose forward has ΔW."""
+    square = adapter.shape[0] == adapter.shape[1]
+    return square and isinstance(adapter, RandLoRA) and adapter.dialect.orientation == "square_transposed"
+
+
 def merged(network: Network, backend: Backend) -> float:
     """W0 + ΔW in place of an adapter: the same outputs, and the same gradients of all inputs and weights."""
     weights, rest = dict(network.weights), dict(network.adapters)
     for name in [name for name in rest if not models.tied(network, name)]:
         saved, _, turned = network.modules[name]
-        whole = rest.pop(name).merge(weights[saved].T if turned else weights[saved])
+        one, weight = rest.pop(name), weights[saved].T if turned else weights[saved]
+        whole = one.merge(weight)
+        if merged_transposed(one):
+            whole = weight + (whole - weight).T
         weights[saved] = whole.T if turned else whole
     right = point(network._replace(weights=weights, adapters=rest)).results(backend)
     return alike(point(network), backend, right)

@@ -4,10 +4,11 @@ On integers every result is exact, in any order of contraction, on any library, 
 reals float64 is held to the closed form, float32 to the gauge (``gauge``).
 """
 
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from .. import arrays, checks, spec
 from ..adapters import Adapter, RandLoRA
 from ..adapters.randlora import ORDERS
 from ..bases import Bases
+from ..dialects import DIALECTS
 from . import gauge
 from .complex_step import gradient
 from .configurations import HOST, SEEDS, Backend, Choose, Chosen, brought, with_arrays
@@ -50,13 +52,18 @@ def with_learned(adapter: Adapter, values: Results) -> Adapter:
     """The adapter with what ``values`` has of its learned arrays by name, in their library and precision."""
     own = {name: values[name] for name in adapter.LEARNED}
     like = own[adapter.LEARNED[0]]
-    return brought(adapter, Backend.of(like), checks.precision("learned", like)).replace(**own)
+    where = Backend.of(like), checks.precision("learned", like)
+    if where != (HOST, "float64"):  # where it was made
+        adapter = brought(adapter, *where)
+    return adapter.replace(**own)
 
 
 def as_update(adapter: RandLoRA) -> spec.Update:
     """The adapter as the specification takes it, on the host, its bases in the precision of what it has learned."""
     A, B = (np.asarray(basis, adapter.gamma.dtype) for basis in (adapter.bases.A, adapter.bases.B))
-    return spec.Update(A, B, adapter.lambda_, adapter.gamma, adapter.scaling, adapter.dialect.pairing)
+    dialect = adapter.dialect
+    learned = adapter.lambda_, adapter.gamma, adapter.scaling
+    return spec.Update(A, B, *learned, dialect.pairing, orientation=dialect.orientation)
 
 
 def pulled_back(adapter: Adapter, G: Array) -> Results:
@@ -65,7 +72,8 @@ def pulled_back(adapter: Adapter, G: Array) -> Results:
     For the others by the complex step, entry by entry.
     """
     if isinstance(adapter, RandLoRA):
-        return dict(zip(adapter.LEARNED, spec.pullback(G, *as_update(adapter)[:6]), strict=True))
+        own = as_update(adapter)
+        return dict(zip(adapter.LEARNED, spec.pullback(G, *own[:6], own.orientation), strict=True))
     wide = brought(adapter, HOST, "float64")
 
     def loss(x: Array, name: str) -> Array:
@@ -91,10 +99,10 @@ class Layer(NamedTuple):
     def adapter(self) -> RandLoRA:
         """The adapter on the host in float64; what its bases have more than the layer needs is ``ROGUE``."""
         case, (out, in_), (n, r) = self.case, self.case["weight"].shape, self.case["lambda_"].shape
-        (D, d), A, B = spec.sides((out, in_)), case["A"].copy(), case["B"].copy()
+        (D, d), A, B = spec.sides((out, in_), case["orientation"]), case["A"].copy(), case["B"].copy()
         A[:, d:] = B[:, D:] = B[n:] = ROGUE
         own = {name: case[name] for name in ("lambda_", "gamma", "scaling")}
-        dialect = {"literal": "paper", "crossed": "peft"}[case["pairing"]]
+        dialect = replace(DIALECTS["paper"], pairing=case["pairing"], orientation=case["orientation"])
         sizes = {"out_features": out, "in_features": in_, "rank": r}
         return RandLoRA(bases=Bases(A, B), dialect=dialect, order=self.order, **sizes, **own)
 
@@ -147,7 +155,8 @@ def draw_layer(what: Any, choose: Choose) -> Layer:
     """One of ``LAYERS`` on integers."""
     order, pairing, (shape, r, n, leading) = what
     rng, mask = np.random.default_rng(choose(SEEDS)), choose((False, False, True))
-    return Layer(layer_case(rng, shape, r, n, leading, pairing, mask), order)
+    orientation = choose([one for one in get_args(spec.Orientation) if one != "reshape" or order in (None, "merged")])
+    return Layer(layer_case(rng, shape, r, n, leading, mask, pairing=pairing, orientation=orientation), order)
 
 
 def draw_real(what: Any, choose: Choose) -> Layer:

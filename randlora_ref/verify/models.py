@@ -48,8 +48,10 @@ def results(model: Network, values: Results, whole: bool = True) -> Results:
 
 def update(adapter: Adapter) -> Array:
     """ΔW (out, in) on the host, RandLoRA's by the specification."""
-    own = as_update(adapter) if isinstance(adapter, RandLoRA) else None
-    return spec.delta_weight(*own[:4], adapter.shape, own.scaling, own.pairing) if own else adapter.delta_weight()
+    if not isinstance(adapter, RandLoRA):
+        return adapter.delta_weight()
+    own = as_update(adapter)
+    return spec.delta_weight(*own[:4], adapter.shape, own.scaling, own.pairing, own.orientation)
 
 
 def point(model: Network) -> Point:

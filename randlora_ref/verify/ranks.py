@@ -1,34 +1,28 @@
 """Ranks: certificates beside elimination in fractions, what each method is bound to, and the law of the first steps.
 
-The law. From Λ = 0 and constant Γ = g the gradient of Γ is zero, so a step along G = ∂L/∂ΔW ≠ 0 gives
-g·(Σ_j B_jΛ_j)A, of rank min(r, d). At the next one let G, turned so that it is (D, d), be Σ_τ u_τ v_τᵀ of rank t. Then
-Γ_j = g − η·s·Σ_{k,τ} Λ_j[k] (B_j[:, k]ᵀu_τ) A[k]∘v_τ, and row (j, k) of K (``spec.khatri_rao``) lies in the span of the
-r rows A[k] and of the t·r(r+1)/2 products A[k]∘A[k']∘v_τ, which vanish where G has a zero column: with ℓ columns that
-are not zero,
-
-    rank ΔW <= min(d, n·r, r + min(ℓ, t·r(r+1)/2))
-
-whatever the bases. Dense ones, drawn, are equal to it: no minor of K vanishes that need not. That ℓ counts shows in a
-fused qkv alone: where each query sees one key, q and k have no gradient. t is the rank of dyᵀx of the stored dy and x,
-and no more than the tokens that have a gradient: a causal query's first has none. Keys that are not turned by a rotary
-embedding have Σ_s dk_s = 0 in each sequence, so their t is one less for each; but stored dk are rounded, and t counts
-what that leaves.
+The law is that of ``rank.law``. That ℓ counts shows in a fused qkv alone: where each query sees one key, q and k have
+no gradient. t is the rank of dyᵀx of the stored dy and x, and no more than the tokens that have a gradient: a causal
+query's first has none. Keys that are not turned by a rotary embedding have Σ_s dk_s = 0 in each sequence, so their t is
+one less for each; but stored dk are rounded, and t counts what that leaves.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from .. import spec
 from ..adapters import Adapter, RandLoRA
+from ..arrays import Reshaped
 from ..rank import certify_rank
 from ..rank.factors import Sum, shape
+from ..rank.law import reshape_gain, rows_reached
 from .configurations import METHODS, Backend, BlockCase, Choose, Chosen, brought, build_block, draw_adapter, draw_block
 from .integers import fraction_rank, fractions, small
+from .layers import as_update
 from .points import Property
 
 Array = Any
@@ -63,9 +57,11 @@ def draw_factors(choose: Choose) -> Factored:
 
 
 def multiplied_out(factor: Array) -> Array:
-    """A matrix, a diagonal or a sum of products (rank/factors.py) as a matrix of fractions."""
+    """A matrix, a diagonal, a sum of products or one reshaped (rank/factors.py) as a matrix of fractions."""
     if isinstance(factor, tuple):
         return sum(reduce(np.matmul, map(multiplied_out, product)) for product in factor)
+    if isinstance(factor, Reshaped):
+        return np.reshape(multiplied_out(factor.terms), factor.shape[::-1]).T
     return np.diag(fractions(factor)) if factor.ndim == 1 else fractions(factor)
 
 
@@ -91,12 +87,13 @@ def elimination(case: Factored, backend: Backend) -> float:
 
 def bound(case: Factored, backend: Backend) -> float:
     """By how much the certificate exceeds what its method can reach; a zero column of A is one of ΔW."""
-    rank, d, adapter = case.chosen.rank, min(case.shape), case.adapter()
-    n = spec.number_of_terms(case.shape, rank)
+    rank, d, adapter, gain = case.chosen.rank, min(case.shape), case.adapter(), 1
+    n = adapter.n if isinstance(adapter, RandLoRA) else 1
     most = {"full": d, "randlora": n * rank, "randlora_b": n * (rank // 2)}.get(case.chosen.method, rank)
     if isinstance(adapter, RandLoRA):
-        most = min(most, int(np.sum(np.any(adapter.bases.A[:, :d] != 0, axis=0))))
-    return max(proven(brought(adapter, backend, "float64")) - min(most, d), 0)
+        most = min(most, int(np.sum(np.any(adapter.bases.A[:, : adapter.d] != 0, axis=0))))
+        gain = reshape_gain(case.shape) if adapter.dialect.orientation == "reshape" else 1
+    return max(proven(brought(adapter, backend, "float64")) - min(most * gain, d), 0)
 
 
 def invariance(case: Factored, backend: Backend) -> float:
@@ -107,7 +104,9 @@ def invariance(case: Factored, backend: Backend) -> float:
     order, power = rng.permutation(np.eye(rows)), np.ldexp(1.0, rng.integers(-20, 21, rows))
     real, turned = -rng.uniform(1, 2, columns), rng.permutation(np.eye(columns))
     others = [tuple((order, power, *product, real, turned) for product in terms)]
-    others += [tuple((power, *product) for product in terms), transposed(terms), (*terms[::-1], *terms)]
+    others += [tuple((power, *product) for product in terms), (*terms[::-1], *terms)]
+    if not isinstance(terms[0][0], Reshaped):  # whose transpose is no such factor
+        others.append(transposed(terms))
     known, *ranks = proven(adapter), proven(adapter, case.chosen.seed + 1), *map(proven, others)
     return sum(rank != known for rank in ranks)
 
@@ -120,10 +119,11 @@ PROPERTIES = (
 
 
 def draw_descent(choose: Choose) -> BlockCase:
-    """A small block with RandLoRA at its start in every linear layer, dense bases, both pairings."""
+    """A small block with RandLoRA at its start in every linear layer, dense bases, all dialects."""
     case, heads, rows = draw_block(choose), choose((1, 2)), choose((1, 3))
     key_heads = heads if case.spec.fused else choose(range(heads, 0, -1))
-    sizes = {"width": choose((6, 8, 3, 5)), "hidden": choose((7, 2, 4, 5)), "heads": heads, "key_heads": key_heads}
+    sizes = {"width": choose((6, 8, 3, 5, 9)), "hidden": choose((7, 2, 4, 5, 9))}
+    sizes |= {"heads": heads, "key_heads": key_heads}
     kind, adapters = replace(case.spec, **sizes), {}
     for role in kind.shapes():
         one = draw_adapter(choose, ("randlora",))
@@ -132,11 +132,13 @@ def draw_descent(choose: Choose) -> BlockCase:
     return replace(case, spec=kind, batch=min(rows, case.batch), mask=mask, adapters=adapters)
 
 
-def law(before: int, G: Array, r: int, n: int) -> int:
-    """The rank after a step along G (out, in), from Λ = 0 or from the step after it (the module's docstring)."""
-    d, t = min(G.shape), fraction_rank(G)
-    live = int(np.sum(np.any(G != 0, axis=0 if G.shape[0] >= G.shape[1] else 1)))  # ℓ
-    return int(min(d, n * r, r + min(live, t * r * (r + 1) // 2))) if before else min(r, d) * (t > 0)
+def law(G: Array, sides: tuple[int, int], r: int, n: int, constant: int) -> int:
+    """The rank where Γ_j has moved along G (rows, d) from ``constant`` Γ, 1, or from zero, 0 (the module's docstring).
+
+    ``sides``: D and d.
+    """
+    n_live = int(np.sum(np.any(G != 0, axis=0)))  # ℓ
+    return min(*sides, rows_reached(fraction_rank(G), r, n, constant), constant * r + n_live)
 
 
 def first_steps(case: BlockCase, backend: Backend) -> float:
@@ -144,21 +146,20 @@ def first_steps(case: BlockCase, backend: Backend) -> float:
 
     x and dy of each layer are what ``spec.block`` gives in float64, at Λ and Γ rounded; from them on nothing is.
     """
-    block, updates = build_block(case), dict[str, spec.Update]()
-    ranks, wrong = dict.fromkeys(block.adapters, 0), 0
+    block, updates, wrong = build_block(case), dict[str, spec.Update](), 0
     for role, adapter in block.adapters.items():
-        one: Any = adapter
-        numbers = one.bases.A, one.bases.B, one.lambda_, one.gamma, one.scaling
-        updates[role] = spec.Update._make(
-            [*map(fractions, numbers), one.dialect.pairing, None, one.dialect.orientation]
-        )
+        A, B, lambda_, gamma, scaling, *rules = as_update(cast(RandLoRA, adapter))
+        updates[role] = spec.Update(*map(fractions, (A, B, lambda_, gamma, scaling)), *rules)
+    constant = {role: int(np.any(own.gamma != 0)) for role, own in updates.items()}
+    ranks, moved = dict.fromkeys(updates, 0), {role: list[Array]() for role in updates}  # each G along which Γ moved
     seen = spec.visible(case.size, case.causal, block.mask)
     tables = case.rotary and spec.rotary_tables(case.size, case.spec.head_width, *case.rotary)
     for step in range(3):
         rounded = {}
         for role, own in updates.items():
-            delta = spec.delta_weight(*own[:4], shape=case.spec.shapes()[role], pairing=own.pairing)
-            wrong += fraction_rank(delta) != ranks[role]
+            size = case.spec.shapes()[role]
+            delta = spec.delta_weight(*own[:4], size, 1, own.pairing, own.orientation)
+            wrong += fraction_rank(spec.oriented(delta, size, own.orientation, adjoint=True)) != ranks[role]
             rounded[role] = spec.Update._make([*(np.asarray(x, float) for x in own[:5]), *own[5:]])
         if step == 2:
             break
@@ -167,8 +168,12 @@ def first_steps(case: BlockCase, backend: Backend) -> float:
         _, gradients = spec.block_backward(y - block.dy, *arguments)
         for role, own in updates.items():
             dy, x = (fractions(rows.reshape(-1, rows.shape[-1])) for rows in (gradients[role].y, inputs[role]))
-            ranks[role] = law(ranks[role], dy.T @ x, *reversed(own.lambda_.shape))
-            d_lambda, d_gamma = spec.pullback(dy.T @ x, *own[:6])
+            (n, r), G = own.lambda_.shape, spec.oriented(dy.T @ x, case.spec.shapes()[role], own.orientation, True)
+            ranks[role] = min(r, *G.shape) * int(np.any(G != 0))
+            if np.any(own.lambda_ != 0):
+                moved[role].append(G)
+                ranks[role] = law(np.concatenate(moved[role]), G.shape, r, n, constant[role])
+            d_lambda, d_gamma = spec.pullback(dy.T @ x, *own[:6], own.orientation)
             updates[role] = own._replace(lambda_=own.lambda_ - RATE * d_lambda, gamma=own.gamma - RATE * d_gamma)
     return float(wrong)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from randlora_ref import DIALECTS, Bases, Dialect, RandLoRA, spec
+from randlora_ref import DIALECTS, Bases, Dialect, RandLoRA, draw_bases, spec
 
 FOLDER = Path(__file__).parents[1] / "authors"
 NAMES = ("official", "nlg", "vision", "kradapter")
@@ -147,11 +147,16 @@ def test_a_layer_starts_as_its_code_starts_it(name: str) -> None:
 
 def test_what_their_code_cannot_do_is_refused() -> None:
     """Sides are not sorted, so B has too few rows for a tall layer alone, in vision for a wide one; and so on."""
-    with pytest.raises(ValueError, match="a layer of n = 2, D = 9, d = 4 needs 9 in B"):
+    why = r"; 'official' draws bases of max\(in\), max\(out\), too small for this layer alone: give bases"
+    with pytest.raises(ValueError, match=f"a layer of n = 2, D = 9, d = 4 needs 9 in B{why}"):
         RandLoRA.start(9, 4, rank=2, dialect="official")
-    with pytest.raises(ValueError, match="order: 'thin'; it must be one of None, merged"):
+    shared = draw_bases("official", shapes=[(9, 4), (4, 9)], rank=2)
+    assert RandLoRA.start(9, 4, rank=2, dialect="official", bases=shared).bases is shared
+    with pytest.raises(ValueError, match="'thin'; it must be one of None, merged; what is reshaped has no other"):
         replace(RandLoRA.start(4, 4, rank=2, dialect=replace(DIALECTS["nlg"], context=4)), order="thin")
-    with pytest.raises(ValueError, match="a layer of n = 3, D = 9, d = 4 needs 9 in B"):
+    with pytest.raises(ValueError, match="a layer of n = 3, D = 9, d = 4 needs 9 in B; 'vision' draws"):
         RandLoRA.start(4, 9, rank=2, dialect="vision")
+    with pytest.raises(ValueError, match=r"n = 2, D = 9, d = 4 needs 4 in A; 'nlg' draws bases of 4\*context, context"):
+        RandLoRA.start(9, 4, rank=2, dialect=replace(DIALECTS["nlg"], context=3))
     with pytest.raises(ValueError, match="context: None"):
         RandLoRA.start(4, 4, rank=2, dialect="nlg")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import randlora_ref as rl
-from randlora_ref import DIALECTS, Bases, RandLoRA
+from randlora_ref import DIALECTS, Bases, RandLoRA, spec
 from randlora_ref.verify.integers import small
 
 SIZE = st.integers(1, 7)
@@ -45,9 +45,14 @@ NLG = replace(DIALECTS["nlg"], context=4)
 REFUSED = {
     "reshaped": ((6, 3), NLG, "paper", "its ΔW is reshaped"),
     "reshaped, where it is a transpose": ((3, 6), NLG, "peft", "that is exact, and not offered"),
+    "reshaped, of a square sum": ((4, 4), NLG, "peft", "the transpose of a square sum"),
+    "to reshaped": ((6, 3), "vision", NLG, "its ΔW is reshaped"),
     "square, transposed": ((4, 4), "vision", "peft", "the transpose of a square sum"),
+    "square, transposed in both": ((4, 4), "vision", NLG, "that is exact, and not offered"),
+    "square, from KRAdapter": ((4, 4), "kradapter", "vision", "the transpose of a square sum"),
     "vision's others": ((4, 6), "vision", "peft", "that is exact, and not offered"),
     "Γ on the longer side": ((3, 6), "kradapter", "paper", "Γ is on its longer side"),
+    "Γ on the shorter side": ((3, 6), "vision", "kradapter", "Γ is on its longer side"),
     "KRAdapter's others": ((6, 3), "kradapter", "paper", "that is exact, and not offered"),
     "to an orientation": ((6, 3), "paper", "vision", "only paper's and peft's are offered"),
     "to the fork": ((6, 3), "peft", "official", "only paper's and peft's are offered"),
@@ -61,6 +66,26 @@ def test_what_cannot_be_is_refused(name: str) -> None:
     shape, source, target, reason = REFUSED[name]
     with pytest.raises(ValueError, match=reason):
         rl.convert(layer(shape, 2, source, 0), target)
+
+
+@given(st.integers(2, 7), st.integers(2, 7), st.sampled_from(sorted(DIALECTS)), st.sampled_from(sorted(DIALECTS)))
+def test_a_reason_is_true(out: int, in_: int, source: str, target: str) -> None:
+    """What is said to be exact puts each entry of M where the other does; what is said not to be does not.
+
+    Of sides of 2 and more: a row is its own transpose and its own reshape.
+    """
+    shape, asked = (out, in_), [replace(DIALECTS[name], context=4) for name in (source, target)]
+    M = np.arange(out * in_)
+    sums = [spec.sides(shape, one.orientation) for one in asked]
+    places = [spec.oriented(M.reshape(sides), shape, one.orientation) for sides, one in zip(sums, asked, strict=True)]
+    same = sums[0] == sums[1] and np.array_equal(*places)
+    found = ""
+    try:
+        rl.convert(layer(shape, 2, asked[0], 0), asked[1])
+    except ValueError as error:
+        found = str(error)
+    apart = ("alone takes the transpose", "on its longer side in", "is reshaped in")
+    assert any(reason in found for reason in apart) != same
 
 
 def test_another_number_of_terms_is_refused() -> None:

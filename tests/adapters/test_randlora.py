@@ -22,8 +22,8 @@ LEADING = st.sampled_from([(), (0,), (1,), (4,), (2, 3), (3, 0, 1)])
 def layer_cases(draw: st.DrawFn, elements: Any = None) -> dict[str, Any]:
     """Layers of every shape; integers, or real entries drawn one by one from ``elements``."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    pairing, mask = draw(st.sampled_from(["literal", "crossed"])), draw(st.booleans())
-    case = integers.layer_case(rng, (draw(SIDE), draw(SIDE)), draw(SIDE), draw(SIDE), draw(LEADING), pairing, mask)
+    pairing, shape, mask = draw(st.sampled_from(["literal", "crossed"])), (draw(SIDE), draw(SIDE)), draw(st.booleans())
+    case = integers.layer_case(rng, shape, draw(SIDE), draw(SIDE), draw(LEADING), mask, pairing=pairing)
     if elements is None:
         return case
     sizes = {name: x.shape for name, x in case.items() if isinstance(x, np.ndarray)}
@@ -98,18 +98,30 @@ def test_padding_is_never_read(case: dict[str, Any]) -> None:
         assert np.array_equal(result, expected[name]), name
 
 
-@pytest.mark.parametrize("dialect", ["paper", "peft"])
+STARTS: dict[str, Any] = {  # n, s, Λ, Γ of a smaller side d and r = 3; nlg in a network of context 17
+    "paper": lambda d: (-(-d // 3), 2 / (-(-d // 3)) ** 0.5, 0, 1 / d),
+    "peft": lambda d: (-(-d // 3), 640 / 3, 0, 1 / d),
+    "official": lambda d: (-(-d // 3), 64 / 3 / (-(-d // 3)) ** 0.5, 0, 1 / d),
+    "nlg": lambda d: (6, 128 / 3 / 6**0.5, 0, 1 / d),
+    "vision": lambda d: (d // 3 + 1, 1 / 3, 1 / 3, 0),
+    "kradapter": lambda d: (-(-d // 3) + 1, 1, 1 / (-(-d // 3) + 1), 0),
+}
+
+
+@pytest.mark.parametrize("dialect", STARTS)
 @pytest.mark.parametrize("shape", [(12, 7), (7, 12), (8, 8)])
 def test_start(library: Any, dialect: str, shape: tuple[int, int]) -> None:
-    """ΔW = 0, the dialect's constants, n = ceil(d/r) and n·(r + d) learned values."""
-    layer = rl.RandLoRA.start(*shape, 3, dialect=dialect, seed=4, xp=library.xp, device=library.device, dtype="float64")
-    d = min(shape)
-    n = -(-d // 3)
+    """ΔW = 0, the dialect's constants, its n and n·(r + d) learned values; KRAdapter's Γ has the width ``in``."""
+    rules, there = replace(rl.DIALECTS[dialect], context=17), {"xp": library.xp, "device": library.device}
+    both = rl.draw_bases(rules, seed=4, shapes=[shape, shape[::-1]], rank=3, dtype="float64", **there)
+    layer = rl.RandLoRA.start(*shape, 3, dialect=rules, bases=both, dtype="float64")
+    n, scaling, lambda_, gamma = STARTS[dialect](min(shape))
+    width = shape[1] if dialect == "kradapter" else min(shape)
     assert np.array_equal(library.host(layer.delta_weight()), np.zeros(shape))
-    assert np.array_equal(library.host(layer.lambda_), np.zeros((n, 3)))
-    assert np.array_equal(library.host(layer.gamma), np.full((n, d), 1 / d))
-    assert layer.num_parameters() == n * (3 + d) == layer.lambda_.shape[0] * (3 + d)
-    assert layer.scaling == pytest.approx(2 / n**0.5 if dialect == "paper" else 640 / 3, rel=1e-15)
+    assert np.array_equal(library.host(layer.lambda_), np.full((n, 3), lambda_))
+    assert np.array_equal(library.host(layer.gamma), np.full((n, width), gamma))
+    assert layer.num_parameters() == n * (3 + width)
+    assert layer.scaling == pytest.approx(scaling, rel=1e-15)
 
 
 def test_scalings() -> None:

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from randlora_ref import Bases, RandLoRA, adapters, certify_rank, checks, spec
+from randlora_ref import DIALECTS, Bases, RandLoRA, adapters, certify_rank, checks, spec
 from randlora_ref.adapters import FullFineTuning, LoRA, NoLA, RandLoRAa, VeRA
+from randlora_ref.arrays import Reshaped
 
 SIDES = st.tuples(st.integers(1, 6), st.integers(1, 6))
 BATCHES = st.sampled_from([(), (0,), (1,), (5,), (2, 0), (2, 3), (1, 2, 2)])
@@ -75,17 +76,24 @@ class Method(NamedTuple):
 
 
 def randlora(case: Case) -> Any:
-    """Shared bases two columns, a row and a term larger than the layer, in any order of contraction and pairing."""
-    (D, d), r, n = spec.sides(case.shape), case.rank, 1 + case.seed % 4
+    """Shared bases two columns, a row and a term larger than the layer, in any order of contraction and dialect."""
+    dialect = tuple(DIALECTS.values())[case.seed // 16 % 6]
+    (D, d), r, n = spec.sides(case.shape, dialect.orientation), case.rank, 1 + case.seed % 4
     learned = {"lambda_": case.integers(n, r, salt=1), "gamma": case.integers(n, d, salt=2)}
     A, B = case.integers(r, d + 2, salt=3, size=1), case.integers(n + 1, D + 1, r, salt=4, size=1)
     order = (None, "merged", "thin", "termwise")[case.seed // 4 % 4]
-    dialect = ("paper", "peft")[case.seed // 16 % 2]
+    order = None if dialect.orientation == "reshape" else order
     return learned, {"A": A, "B": B}, {"rank": r, "scaling": 2, "dialect": dialect, "order": order}
 
 
-def plain_randlora(shape: Any, lambda_: Any, gamma: Any, A: Any, B: Any, scaling: Any, dialect: str, **_: Any) -> Any:
-    return spec.delta_weight(A, B, lambda_, gamma, shape, scaling, {"paper": "literal", "peft": "crossed"}[dialect])
+def plain_randlora(shape: Any, lambda_: Any, gamma: Any, A: Any, B: Any, scaling: Any, dialect: Any, **_: Any) -> Any:
+    return spec.delta_weight(A, B, lambda_, gamma, shape, scaling, dialect.pairing, dialect.orientation)
+
+
+def as_merged(dialect: Any, delta: Any) -> Any:
+    """What ``merge`` adds: ΔW; in vision's dialect the transpose of a square layer's, as that code has it."""
+    turned = dialect is not None and dialect.name == "vision" and delta.shape[0] == delta.shape[1]
+    return delta.T if turned else delta
 
 
 def lora(case: Case) -> Any:
@@ -173,10 +181,12 @@ def plain_forward(update: Any, x: Any, weight: Any, bias: Any, dropout_mask: Any
 
 def sum_of_products(terms: Any) -> Any:
     """The matrix of ``factors()``: diagonals and nested sums written out, in float64."""
+    if isinstance(terms, Reshaped):
+        return sum_of_products(terms.terms).reshape(terms.shape[::-1]).T
     total = 0
     for product in terms:
         matrices = [
-            sum_of_products(factor) if isinstance(factor, tuple) else np.asarray(factor, dtype=np.float64)
+            sum_of_products(factor) if isinstance(factor, (tuple, Reshaped)) else np.asarray(factor, dtype=np.float64)
             for factor in product
         ]
         result = np.eye(matrices[0].shape[0])
@@ -232,7 +242,7 @@ def test_update_factors_merge_count_replace(method: Method, library: Any, case: 
     np.testing.assert_array_equal(scaling * sum_of_products(host), expected)
     weight = layer(case)["weight"]
     merged = adapter.merge(library.array(weight.astype(case.dtype)))
-    np.testing.assert_array_equal(library.host(merged), weight + expected)
+    np.testing.assert_array_equal(library.host(merged), weight + as_merged(numbers.get("dialect"), expected))
     np.testing.assert_array_equal(library.host(adapter.unmerge(merged)), weight)
     assert certify_rank(adapter).rank == certify_rank(expected).rank
     assert adapter.shape == case.shape
@@ -398,4 +408,6 @@ def _of(changed: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
 def _hosted(library: Any, terms: Any) -> Any:
     if isinstance(terms, tuple):
         return tuple(_hosted(library, part) for part in terms)
+    if isinstance(terms, Reshaped):
+        return Reshaped(_hosted(library, terms.terms), terms.shape)
     return library.host(terms)

@@ -42,3 +42,24 @@ def test_bad_input() -> None:
         VeRA.start(5, 3, d_initial=float("inf"))
     with pytest.raises(ValueError, match=r"shapes: \[\]"):
         vera_bases([])
+
+
+@pytest.mark.parametrize(("rows", "rank", "merged"), [(1, 5, False), (3, 40, False), (64, 2, False), (64, 40, True)])
+@pytest.mark.parametrize("shape", [(12, 7), (7, 12)])
+def test_both_ways_are_the_formula(shape: tuple[int, int], rows: int, rank: int, merged: bool) -> None:
+    """Few rows or a small rank go through thin products, many rows of a large rank through W0 + ΔW."""
+    rng = np.random.default_rng(rows)
+    adapter = VeRA.start(*shape, rank, dtype="float64")
+    adapter = adapter.replace(lambda_b=rng.normal(size=shape[0]), lambda_d=rng.normal(size=rank))
+    x, W, dy = (rng.normal(size=size) for size in ((rows, shape[1]), shape, (rows, shape[0])))
+    y, cache = adapter.forward(x, W, keep_merged=True)
+    assert isinstance(cache.inner, tuple) != merged
+    dx, grads = adapter.backward(dy, cache)
+    delta = np.einsum("o,ok,k,ki->oi", adapter.lambda_b, adapter.B, adapter.lambda_d, adapter.A)
+    G = dy.T @ x
+    np.testing.assert_allclose(y, x @ (W + delta).T, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(dx, dy @ (W + delta), rtol=1e-10, atol=1e-12)
+    d_lambda_b = np.einsum("oi,ok,k,ki->o", G, adapter.B, adapter.lambda_d, adapter.A)
+    d_lambda_d = np.einsum("oi,o,ok,ki->k", G, adapter.lambda_b, adapter.B, adapter.A)
+    np.testing.assert_allclose(grads.lambda_b, d_lambda_b, rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(grads.lambda_d, d_lambda_d, rtol=1e-9, atol=1e-11)

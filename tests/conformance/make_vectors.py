@@ -225,6 +225,34 @@ def dropout_cases() -> Iterator[Case]:
         yield layer(id_, 400 + number, shape, 3, pairing, dropped=5, scaling=0.5, bases=bases, dtype=dtype)
 
 
+def sliced_cases() -> Iterator[Case]:
+    """Layers of larger bases: in A alone, in B's terms or rows alone, by a whole layer's rows; and merged ones."""
+    rows: list[tuple[str, tuple[int, int], int, tuple[int, int, int], dict[str, Any]]] = [
+        ("A-alone-tall", (5, 4), 2, (2, 0, 0), {}),
+        ("A-alone-wide", (3, 5), 2, (1, 0, 0), {"scaling": 2}),
+        ("A-alone-square", (4, 4), 2, (3, 0, 0), {"fan_in_fan_out": True}),
+        ("terms-alone-tall", (5, 3), 2, (0, 2, 0), {"scaling": 2}),
+        ("terms-alone-wide", (4, 5), 2, (0, 1, 0), {"fan_in_fan_out": True}),
+        ("terms-alone-square", (4, 4), 3, (0, 1, 0), {}),
+        ("rows-alone-tall", (5, 4), 2, (0, 0, 2), {"fan_in_fan_out": True}),
+        ("rows-alone-wide", (3, 5), 2, (0, 0, 1), {}),
+        ("rows-alone-square", (4, 4), 2, (0, 0, 3), {"scaling": 4}),
+        ("rows-after-d-tall", (4, 3), 2, (0, 0, 3), {}),
+        ("rows-after-d-wide", (2, 4), 2, (0, 0, 2), {"scaling": 2}),
+        ("rows-after-d-square", (3, 3), 2, (0, 0, 3), {}),
+        ("rows-after-d-ragged", (5, 5), 2, (0, 0, 5), {"scaling": 2}),
+        ("merged-tall", (5, 4), 2, (2, 1, 3), {"merged": True}),
+        ("merged-wide", (3, 4), 2, (1, 2, 2), {"merged": True, "scaling": 2}),
+        ("merged-square", (4, 4), 2, (2, 1, 1), {"merged": True, "fan_in_fan_out": True}),
+    ]
+    number = 0
+    for name, shape, r, pad, options in rows:
+        for pairing in ("literal", "crossed"):
+            number += 1
+            id_ = f"sliced-{number:03}-{name}-{pairing}"
+            yield layer(id_, 800 + number, shape, r, pairing, pad=pad, lead=(2,), **options)
+
+
 def other_cases() -> Iterator[Case]:
     """Bases, starts and counts of both dialects."""
     number = 0
@@ -450,6 +478,7 @@ def files() -> dict[str, str]:
     dropout, block = list(dropout_cases()), list(block_cases.block_cases())
     cases = {"layer-exact.json": exact, "layer-real.json": real, "rank.json": list(rank_cases())}
     cases |= {"layer-dropout.json": dropout, "block.json": block, "dialects.json": list(dialect_cases())}
+    cases |= {"sliced.json": list(sliced_cases())}
     cases |= {f"{kind}.json": [c for c in other if c.kind == kind] for kind in ("bases", "start", "count")}
     texts = {name: as_text("cases", [full_json(case) for case in some]) for name, some in cases.items()}
     negatives = negative_cases(exact[0], real[0], full_json(exact[0]))

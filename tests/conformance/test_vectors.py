@@ -5,6 +5,7 @@ import importlib.util
 import json
 import statistics
 import zlib
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -221,7 +222,7 @@ def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
 
 
 def test_the_exact_tier_has_one_hash() -> None:
-    exact = [case for case in choose("layer", None, None) if case.tier == "exact"]
+    exact = [c for c in choose("layer", None, None) if c.tier == "exact" and not c.id.startswith("sliced")]
     results = ((c.id, {k: x for k, x in reference(c).items() if k in c.wanted}) for c in exact)
     manifest = json.loads((FOLDER / "MANIFEST.json").read_text(encoding="utf-8"))
     assert exact_digest(results) == manifest["exact_sha256"]
@@ -394,3 +395,13 @@ def test_fuzzed_text_is_read_or_refused(text: bytes | str) -> None:
 def test_words_come_back_as_they_went(dtype: str, values: list[float]) -> None:
     x = np.array(values, dtype=dtype)
     assert v.decode(v.encode(x, dtype), "").tobytes() == x.tobytes()
+
+
+DIGITS = st.integers(-(2**24), 2**24)
+
+
+@given(DIGITS, DIGITS.filter(bool), st.integers(-30, 30), st.sampled_from(["float32", "float16", "bfloat16"]))
+def test_arrays_are_rounded_as_fractions_are(a: int, b: int, exponent: int, dtype: str) -> None:
+    """What float64 holds, and a quotient of two numbers of 24 digits: once rounded on the way, and not otherwise."""
+    for exact in (Fraction(a) * Fraction(2) ** exponent, Fraction(a, b)):
+        assert oracle.rounded(np.array([float(exact)]), dtype)[0] == oracle.round_to(exact, dtype)

@@ -25,9 +25,10 @@ def update(adapter: Any, learned: dict[str, Tensor]) -> Tensor:
     """ΔW (out, in) of each method, its frozen arrays the adapter's."""
     kind, shape = type(adapter).__name__, adapter.shape
     if isinstance(adapter, RandLoRA):
-        n, (D, d) = adapter.n, (max(shape), min(shape))
+        n, d = learned["gamma"].shape
+        D = shape[0] if adapter.dialect.orientation == "never" else max(shape)
         A, B = torch.tensor(adapter.bases.A[:, :d]), torch.tensor(adapter.bases.B[:n, :D])
-        numbers = adapter.scaling, adapter.dialect.pairing
+        numbers = adapter.scaling, adapter.dialect.pairing, adapter.dialect.orientation
         return torch_block.delta_weight(A, B, learned["lambda_"], learned["gamma"], shape, *numbers)
     frozen = {name: torch.tensor(getattr(adapter, name)) for name in ("A", "B") if hasattr(adapter, name)}
     A, B = (learned.get(name, frozen.get(name)) for name in ("A", "B"))

@@ -17,14 +17,18 @@ ACTIVATIONS = {
 
 
 def delta_weight(
-    A: Tensor, B: Tensor, lambda_: Tensor, gamma: Tensor, shape: tuple[int, int], scaling: float, pairing: str
-) -> Tensor:
-    """Eq. 4; crossed as PEFT flattens the two."""
+    A: Tensor, B: Tensor, lambda_: Tensor, gamma: Tensor, shape: tuple[int, int], scaling: float, pairing: str,
+    orientation: str = "paper",
+) -> Tensor:  # fmt: skip
+    """Eq. 4; crossed as PEFT flattens the two; transposed or reshaped as the authors' codes do."""
     n, D, r = B.shape
     left = B.permute(1, 0, 2).reshape(D, n * r)
     right = lambda_[:, :, None] * A * gamma[:, None, :]
     right = (right if pairing == "literal" else right.transpose(0, 1)).reshape(n * r, -1)
-    return scaling * (left @ right if shape[0] >= shape[1] else (left @ right).T)
+    M, (out, in_) = scaling * left @ right, shape
+    if orientation == "reshape":
+        return M.reshape(in_, out).T
+    return M.T if orientation != "never" and out < in_ + (orientation == "square_transposed") else M
 
 
 def rotated(x: Tensor, theta: float, scaling: Mapping[str, Any] | None = None) -> Tensor:

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from strategies import drawn, holds
 
 from randlora_ref import nn, spec
 from randlora_ref.adapters import RandLoRA, RandLoRAa
-from randlora_ref.rank import certify, certify_rank, randlora_factors, spectrum, structure
+from randlora_ref.rank import certify, certify_rank, law, randlora_factors, spectrum, structure
 from randlora_ref.verify import audit, configurations, ranks
 from randlora_ref.verify.configurations import HOST, Backend, BlockCase, Chosen, generator
 from randlora_ref.verify.integers import fraction_rank, fractions
@@ -46,8 +47,9 @@ def test_on_every_array_library(library: Any) -> None:
 def faults() -> dict[str, tuple[str, Any, str, Any]]:
     """What is broken by hand: the start of the property that must see it, then owner, name and replacement."""
     honest, modulo, bounds, pullback = certify_rank, certify.rank_modulo, certify.bounds, spec.pullback
+    lawful = ranks.law
     factors = RandLoRA.factors
-    start = {"randlora_b": lambda *shape, **options: RandLoRA.start(*shape[:2], rank=shape[2], **options)}
+    start = {"randlora_b": lambda *shape, seed, dtype, **_: RandLoRA.start(*shape, "paper", seed, dtype=dtype)}
 
     def unlucky(*arguments: Any) -> Any:
         return (found := modulo(*arguments))._replace(rank=max(0, found.rank - 1))
@@ -68,6 +70,8 @@ def faults() -> dict[str, tuple[str, Any, str, Any]]:
         return tuple((self.B[i], self.lambda_[i], self.A[i], self.gamma[i]) for i in range(self.n))
 
     def filled(self: RandLoRA) -> Any:
+        if self.dialect.orientation == "reshape":
+            return factors(self)
         return tuple((B, x, np.where(np.any(A != 0, axis=0), A, 1.0), y) for B, x, A, y in factors(self))
 
     def frozen_gamma(*arguments: Any) -> Any:
@@ -80,9 +84,17 @@ def faults() -> dict[str, tuple[str, Any, str, Any]]:
     def rounded(*arguments: Any) -> Any:
         return tuple(fractions(np.asarray(gradient, float)) for gradient in pullback(*arguments))
 
-    def without_live(before: int, G: Any, r: int, n: int) -> int:
+    def without_live(G: Any, sides: Any, r: int, n: int, constant: int) -> int:
         t = fraction_rank(G)
-        return min(*G.shape, n * r, r + t * r * (r + 1) // 2) if before else min(r, *G.shape) * (t > 0)
+        everywhere = fractions(np.random.default_rng(0).integers(1, 99, (t, 99)))  # of that rank, no column zero
+        return lawful(everywhere if t else G, sides, r, n, constant)
+
+    def of_any_t(G: Any, sides: Any, r: int, n: int, constant: int) -> int:
+        rows = constant * r + fraction_rank(G) * r * (r + 1) // 2
+        return min(*sides, n * r, rows, constant * r + int(np.sum(np.any(G != 0, axis=0))))
+
+    def last_alone(G: Any, sides: Any, *rest: Any) -> int:
+        return lawful(G[-sides[0] :], sides, *rest)
 
     equal, beyond, other, law = "certified rank beside", "rank beyond", "rank under", "ranks after 0, 1, 2"
     return {
@@ -102,6 +114,8 @@ def faults() -> dict[str, tuple[str, Any, str, Any]]:
         "Γ_j stepped alike": (law, spec, "pullback", alike),
         "gradients rounded": (law, spec, "pullback", rounded),
         "the law without ℓ": (law, ranks, "law", without_live),
+        "the law without what t = 1 has less": (law, ranks, "law", of_any_t),
+        "the law of the last step alone": (law, ranks, "law", last_alone),
     }
 
 
@@ -110,9 +124,10 @@ def draws(one: Any) -> list[Any]:
     """A few seeded configurations, on all of which the property holds."""
     choose = generator(np.random.default_rng(0))
     if one is ranks.LAW:
-        found = [FEW_SEEN, block_of(8, 2, False, False), *(ranks.draw_descent(choose) for _ in range(4))]
+        found = [FEW_SEEN, ONE_TOKEN, FROM_ZERO, block_of(8, 2, False, False)]
+        found += [ranks.draw_descent(choose) for _ in range(4)]
     else:
-        found = [ranks.draw_factors(choose) for _ in range(8 if one.figure is ranks.invariance else 150)]
+        found = [ranks.draw_factors(choose) for _ in range(16 if one.figure is ranks.invariance else 200)]
     assert all(one.figure(case, HOST) == 0 for case in found)
     return found
 
@@ -140,10 +155,12 @@ def test_the_audit_sees_it_too(fault: str, monkeypatch: pytest.MonkeyPatch) -> N
 # -- where the law and the stored numbers part ------------------------------------------------------------
 
 
-def block_of(width: int, size: int, causal: bool, fused: bool, rotary: Any = None, rank: int = 1) -> BlockCase:
+def block_of(
+    width: int, size: int, causal: bool, fused: bool, rotary: Any = None, rank: int = 1, dialect: str = "paper"
+) -> BlockCase:
     """One sequence through a block with RandLoRA at its start everywhere."""
     kind = nn.BlockSpec(width, 4, 2, 2, width // 2, 1e-5, "gelu_tanh", fused=fused)
-    options = {"dialect": "paper", "alpha": 2.0, "kind": "dense"}
+    options = {"dialect": dialect, "alpha": 2.0, "kind": "dense"}
     adapters = {role: Chosen("randlora", rank, True, k, options) for k, role in enumerate(kind.shapes())}
     return BlockCase(kind, 1, size, causal, None, rotary, adapters, 3)
 
@@ -151,10 +168,44 @@ def block_of(width: int, size: int, causal: bool, fused: bool, rotary: Any = Non
 FEW_SEEN = replace(block_of(6, 1, True, fused=True, rank=3), spec=nn.BlockSpec(8, 4, 1, 1, 2, 1e-5, "gelu", fused=True))
 
 
+ONE_TOKEN = block_of(9, 1, False, fused=False, rank=3)
+ONE_TOKEN = replace(ONE_TOKEN, spec=replace(ONE_TOKEN.spec, heads=3, key_heads=3, head_width=3))
+FROM_ZERO = block_of(8, 1, False, fused=False, rank=2, dialect="kradapter")
+
+
+LESS = [(3, 3, 1, 8), (3, 4, 1, 9), (4, 4, 1, 13), (2, 3, 1, 5), (3, 3, 0, 6), (4, 3, 0, 9), (2, 2, 0, 3)]
+
+
+@pytest.mark.parametrize(("r", "n", "constant", "rank"), LESS)
+@pytest.mark.parametrize("pairing", ["literal", "crossed"])
+def test_one_token_gives_less(r: int, n: int, constant: int, rank: int, pairing: spec.Pairing) -> None:
+    """C(m − c, 2) rows of K less than n·r and c·r + r(r + 1)/2, m = min(n, r + c): of integers, by elimination."""
+    rng, d = np.random.default_rng(r * n), 20
+    A, B = (fractions(rng.integers(-9, 10, shape)) for shape in ((r, d), (n, d, r)))
+    lambda_, gamma = fractions(np.full((n, r), 1 - constant)), fractions(np.full((n, d), constant))
+    for _ in range(1 + constant):
+        G = fractions(np.outer(*rng.integers(-9, 10, (2, d))))
+        d_lambda, d_gamma = spec.pullback(G, A, B, lambda_, gamma, 1, pairing)
+        lambda_, gamma = lambda_ - d_lambda, gamma - d_gamma
+    assert fraction_rank(spec.khatri_rao(A, gamma).reshape(n * r, d)) == ranks.law(G, (d, d), r, n, constant) == rank
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.integers(0, 99))
+def test_what_a_reshape_gains(out: int, in_: int, rank: int, seed: int) -> None:
+    """No more than ``reshape_gain`` of the sum's rank, and out / in of it exactly where that divides."""
+    rng, (D, d) = np.random.default_rng(seed), spec.sides((out, in_))
+    M = fractions(rng.integers(-99, 100, (D, rank)) @ rng.integers(-99, 100, (rank, d)))
+    delta, gain = spec.oriented(M, (out, in_), "reshape"), law.reshape_gain((out, in_))
+    assert fraction_rank(delta) <= gain * fraction_rank(M)
+    if out % in_ == 0:
+        assert gain == out // in_
+        assert fraction_rank(delta) == min(in_, gain * fraction_rank(M))
+
+
 def test_where_each_query_sees_one_key_a_fused_projection_gains_less() -> None:
     """(6, 8), r = 3, t = 1: q and k have no gradient, so 3 + min(2, 6) = 5 and not 6."""
     G = fractions(np.outer([0, 0, 0, 0, 1, 2], np.arange(1, 9)))
-    assert ranks.law(3, G, 3, 2) == 5
+    assert ranks.law(G.T, (8, 6), 3, 2, constant=1) == 5
     holds("rank", ranks.LAW, FEW_SEEN)
 
 
@@ -187,7 +238,8 @@ def test_rounding_fills_the_rank_that_the_method_leaves(pairing: spec.Pairing) -
         G = fractions(rng.standard_normal((3, 8))).T @ fractions(rng.standard_normal((3, 8)))
         d_lambda, d_gamma = spec.pullback(G, A, B, lambda_, gamma, 1, pairing)
         lambda_, gamma = lambda_ - ranks.RATE * d_lambda, gamma - ranks.RATE * d_gamma
-    assert fraction_rank(spec.delta_weight(A, B, lambda_, gamma, (8, 8), 1, pairing)) == ranks.law(1, G, 1, 8) == 4
+    law = ranks.law(G, (8, 8), 1, 8, constant=1)
+    assert fraction_rank(spec.delta_weight(A, B, lambda_, gamma, (8, 8), 1, pairing)) == law == 4
     stored = randlora_factors(*(np.asarray(part, float) for part in (A, B, lambda_, gamma)))
     assert certify_rank(stored).rank == 8
     assert spectrum(stored).rank == 4

@@ -100,7 +100,7 @@ def cross_entropy(logits: list[Row], labels: list[int], ignored: int) -> Any:
 
 
 def delta_weight(update: dict[str, Any], out: int, inner: int) -> list[Row]:
-    """Eq. 4, entry by entry: s·Σ_j Σ_k B_j[o, k] Λ_j[k] A[k, i] Γ_j[i], o on the longer side."""
+    """Eq. 4, entry by entry: s·Σ_j Σ_k B_j[o, k] Λ_j[k] A[k, i] Γ_j[i], where the orientation has it in ΔW."""
     A, B, lambda_, gamma = (update[name] for name in ("A", "B", "lambda_", "gamma"))
     n, r = len(lambda_), len(lambda_[0])
 
@@ -112,7 +112,14 @@ def delta_weight(update: dict[str, Any], out: int, inner: int) -> list[Row]:
                 total += B[f // r][o][f % r] * lambda_[j][k] * A[k][i] * gamma[j][i]
         return total * update["scaling"]
 
-    return [[entry(o, i) if out >= inner else entry(i, o) for i in range(inner)] for o in range(out)]
+    def place(o: int, i: int) -> tuple[int, int]:
+        orientation = update.get("orientation", "paper")
+        if orientation == "reshape":
+            return divmod(i * out + o, min(out, inner))  # M's rows are d long
+        turned = out < inner or (out == inner and orientation == "square_transposed")
+        return (i, o) if turned and orientation != "never" else (o, i)
+
+    return [[entry(*place(o, i)) for i in range(inner)] for o in range(out)]
 
 
 def linear(x: list[list[Row]], weight: list[Row], bias: Any, update: dict[str, Any] | None) -> list[list[Row]]:

@@ -56,6 +56,7 @@ class Case:
     adapted: float = 1.0  # the part of the linear roles that have an update
     rank: int = 2
     pairing: str = "crossed"
+    orientation: str = "paper"
     dropout: bool = False
 
     @property
@@ -85,6 +86,7 @@ def cases(activations: tuple[str, ...] = tuple(many_digits.ACTIVATIONS)) -> st.S
         "adapted": st.sampled_from([0.0, 0.5, 1.0]),
         "rank": st.integers(1, 3),
         "pairing": st.sampled_from(["literal", "crossed"]),
+        "orientation": st.sampled_from(["paper", "square_transposed", "never", "reshape"]),
     }
     choices |= {name: st.booleans() for name in ("centred", "fused", "gated", "causal", "biases", "dropout")}
 
@@ -108,6 +110,9 @@ FIXED = [
     Case(seed=4, centred=False, gated=True, activation="gelu", heads=6, head_width=2, rotary="linear", adapted=0.5),
     Case(seed=5, activation="quick_gelu", padding="all", dropout=True, pairing="literal"),
     Case(seed=6, fused=True, head_width=6, rotary="default", padding="anywhere", dropout=True, eps=1e-3, **LLAMA),
+    Case(seed=8, width=4, hidden=4, orientation="square_transposed"),
+    Case(seed=9, fused=True, hidden=7, orientation="reshape"),
+    Case(seed=10, hidden=7, orientation="never", causal=True),
     Case(seed=7, heads=3, key_heads=1, head_width=6, rotary="llama3", padding="left", adapted=0.0, eps=1e-3),
 ]
 
@@ -136,11 +141,11 @@ def build(case: Case, block: Any, dtype: str = "float64") -> dict[str, Any]:
         parameters[role] = draw(out, inner) / np.sqrt(inner).astype(dtype), bias(out)
         if rng.random() >= case.adapted:
             continue
-        D, d, r = max(out, inner), min(out, inner), case.rank
+        (D, d), r = (out, inner) if case.orientation == "never" else (max(out, inner), min(out, inner)), case.rank
         n = -(-d // r)
         dropped = (2 * (rng.random((*tokens, inner)) < 0.5)).astype(dtype) if case.dropout else None
         factors = draw(r, d), draw(n, D, r), draw(n, r), draw(n, d)
-        updates[role] = block.Update(*factors, 0.25 / np.sqrt(inner).item(), case.pairing, dropped)
+        updates[role] = block.Update(*factors, 0.25 / np.sqrt(inner).item(), case.pairing, dropped, case.orientation)
     mask = None if case.padding == "none" else rng.random(tokens) < 0.6
     if case.padding in ("left", "right"):
         mask = np.ones(tokens, dtype=int)

@@ -169,8 +169,8 @@ the temperature's gradient twice
     nn.LinearGrads(d_log_scale, None)
     nn.LinearGrads(2 * d_log_scale, None)
 the mask without effect
-    texts, tokens, attention_mask, pool)
-    texts, tokens, None, pool)
+    text_tower(self, tower, tokens, mask, pool)
+    text_tower(self, tower, tokens, None, pool)
 models/core.py: models
 a gradient laid down as (out, in) that is saved as (in, out)
     value.T if module.transposed and part == "weight" else value
@@ -213,6 +213,12 @@ adapters/randlora.py: block
 Γ squared
     xp.reshape(A * gamma, (self.n * self.rank, self.d))
     xp.reshape(A * gamma * gamma, (self.n * self.rank, self.d))
+vision's merge of a square layer, that of its forward
+    return delta.T if square
+    return delta if square
+a square layer's update, vision's orientation left out
+    return not is_transposed(self.shape, self.dialect.orientation)
+    return self.shape[0] >= self.shape[1]
 adapters/randlora.py: block
 ΔW affine in Λ
     scaled = self.scaling * self.lambda_
@@ -312,11 +318,14 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def test_each_fault_is_one_place_and_every_file_has_one() -> None:
-    """What is replaced stands once in its file; no file of ``nn`` and of ``models`` is without a fault."""
+    """What is replaced stands once in its file; no file of ``nn`` and of ``models`` is without a fault.
+
+    But for what computes no output: adapters and weights at their start are held by ``models/test_adapt.py``.
+    """
     for name, fault in ALL.items():
         assert (PACKAGE / fault.file).read_text(encoding="utf-8").count(fault.old) == 1, name
     files = {str(path.relative_to(PACKAGE)) for room in ("nn", "models") for path in (PACKAGE / room).glob("*.py")}
-    assert files <= {fault.file for fault in ALL.values()}
+    assert files - {"models/adapting.py"} <= {fault.file for fault in ALL.values()}
 
 
 @pytest.mark.slow

@@ -1,0 +1,163 @@
+"""What wrong bases, starts and counts are made by: named rules, one at each stage, in the place of the right ones.
+
+As with layers the fewest that reproduce all cases are the diagnosis; A and B may each go its own way.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from itertools import product
+from typing import Any, get_args
+
+import numpy as np
+
+from ..dialects import DIALECTS, StartRule
+from ..spec import CountRule, number_of_terms, sides
+from . import oracle
+from .answers import expected
+from .cases import BASIS_KINDS, Case
+from .compare import Verdict, as_numbers
+from .stages import Choice, choices
+
+Array = Any
+Stages = Sequence[Mapping[str, Any]]
+# Each rule of the bases and what ``oracle`` calls it.
+BASES: Stages = (
+    {f"the bases of dialect {name}": name for name in DIALECTS},
+    {"dense bases": "dense", "sparse bases, s = 6": "sparse", "very sparse bases": "very_sparse"},
+    {"population deviation": "population"},
+    {"no normalisation": "raw", "B by A's deviation": "B by A", "normalised per term": "per term"}
+    | {"normalised per term, then whole": "per term, then whole"},
+    {"not centred": "not centred", "without the factor sqrt(3)": "no variance"},
+    {"drawn in float32": "float32", "drawn in float16": "float16"},
+    {"B drawn before A": "B first", "A drawn row by row": "A row by row"},
+    {"B drawn at once as (D, n, r)": "B at once", "streams counted from 0": "streams from 0"},
+    {"s = sqrt(D), as the paper": "s = sqrt(D)"},
+    {"shared sides by layer, not by (out, in)": "sides apart"},
+    {"seed plus one": "seed + 1"},
+)
+# n of a layer's shape, r and the network's shapes; values of a layer of n, r, D, d; what else is learned.
+COUNTS: Stages = (
+    {f"n by {rule}": lambda s, r, _, rule=rule: number_of_terms(s, r, rule) for rule in get_args(CountRule)}
+    | {
+        "n of the whole network": lambda s, r, every: max(number_of_terms(one, r) for one in every),
+        "n of the network's sides, 1024 at most": lambda s, r, every: -(-min(1024, *np.max(every, axis=0)) // r),
+        "n of a side of 1024 at most": lambda s, r, _: -(-min(1024, *s) // r),
+        "n of 1000 at most": lambda s, r, _: min(1000, number_of_terms(s, r)),
+        "n from the large side": lambda s, r, _: -(-max(s) // r),
+    },
+    {
+        "lambda not counted": lambda n, r, D, d: n * d,
+        "gamma not counted": lambda n, r, D, d: n * r,
+        "gamma on the large side": lambda n, r, D, d: n * (r + D),
+        "gamma of length r": lambda n, r, D, d: n * 2 * r,
+        "one value for each base": lambda n, r, D, d: n,
+        "LoRA's count, r(out + in)": lambda n, r, D, d: r * (D + d),
+    },
+    {"A counted as learned": lambda n, r, D, d: r * d},
+)
+
+
+def _fewest(stages: Stages, most: int, fits: Callable[[Choice], bool]) -> list[str]:
+    """The smallest sets of rules that fit, in words."""
+    places = [name for stage in stages for name in stage]
+    for size in range(most + 1):
+        if found := [rules for rules in choices(stages, size) if fits(rules)]:
+            return [" and ".join(sorted(rules, key=places.index)) for rules in found]
+    return []
+
+
+@lru_cache(maxsize=4096)
+def _drawn(case: Case, rules: Choice) -> Mapping[str, Array]:
+    """A and B under other rules; nothing where the case has no room for them."""
+    faults = {stage[name] for stage in BASES for name in rules & stage.keys()}
+    dialect = next(iter(faults & DIALECTS.keys()), case.dialect)
+    kind = next(iter(faults & set(BASIS_KINDS)), case.kind_of_basis)
+    try:
+        with np.errstate(all="ignore"):
+            seed = case.seed + ("seed + 1" in faults)
+            A, B = oracle.bases(seed, case.shapes, case.rank, kind, dialect, faults, case.context)
+    except (ValueError, ZeroDivisionError, OverflowError, IndexError, KeyError):
+        return {}
+    return {"A": A, "B": B}
+
+
+def _times(case: Case, actual: Array, drawn: Array) -> float:
+    """The number that makes ``drawn`` the actual array: 1 exactly, another within rounding; NaN if none does."""
+    if drawn is None or actual.shape != drawn.shape or not np.all(np.isfinite(drawn)):
+        return np.nan
+    if np.array_equal(actual, drawn):
+        return 1.0
+    factor = float(np.vdot(drawn, actual) / (np.vdot(drawn, drawn) or 1.0))
+    off, u = np.max(np.abs(actual - factor * drawn)), 2.0**-8 if case.dialect == "peft" else 2.0**-22
+    return factor if off <= 2 * u * np.max(np.abs(actual)) else np.nan
+
+
+def bases(rows: Sequence[tuple[Case, Mapping[str, Array]]]) -> list[str]:
+    """The fewest rules that give A and B, else A's and B's apart; exactly, else but for a factor of each array."""
+    for exact, rest in ((True, ""), (False, "normalised otherwise")):
+
+        def fits(rules: Choice, names: str = "AB", exact: bool = exact) -> bool:
+            for case, given in rows:
+                factors = [_times(case, given[name], _drawn(case, rules).get(name)) for name in names if name in given]
+                if any(np.isnan(factor) or (exact and factor != 1) for factor in factors):
+                    return False
+            return True
+
+        found = _fewest(BASES, 3 if exact else 1, fits)
+        if not found:
+            apart = [_fewest(BASES, 2, lambda rules, name=name: fits(rules, name)) for name in "AB"]  # type: ignore[misc]
+            found = [", ".join(filter(None, (a and f"{a} in A", b and f"{b} in B"))) for a, b in product(*apart)]
+        if found:
+            return ["; ".join(filter(None, (text, rest))) for text in found]
+    return []
+
+
+def count(rows: Sequence[tuple[Case, Mapping[str, Array]]]) -> list[str]:
+    """The fewest rules of n, of the values of a term and of what else is learned."""
+
+    def total(case: Case, rules: Choice) -> int:
+        dialect, r, result = DIALECTS[case.dialect], case.rank, 0
+        terms, values, more = (next((stage[name] for name in rules & stage.keys()), None) for stage in COUNTS)
+        for shape in case.shapes:
+            n = terms(shape, r, case.shapes) if terms else dialect.terms(shape, r, context=case.context)
+            of = (n, r, *sides(shape, dialect.orientation))
+            result += (values(*of) if values else n * (r + of[3])) + (more(*of) if more else 0)
+        return result
+
+    return _fewest(COUNTS, 3, lambda rules: all(row["num_parameters"] == total(case, rules) for case, row in rows))
+
+
+def start(rows: Sequence[tuple[Case, Mapping[str, Array]]]) -> list[str]:
+    """What fills Λ and Γ, each by a rule of the sizes, or neither constant nor by any; and whether ΔW is zero."""
+
+    def filled(name: str, rule: str) -> bool:
+        for case, row in rows:
+            dialect: Any = replace(DIALECTS[case.dialect], lambda_start=rule)  # type: ignore[arg-type]
+            value, _ = dialect.start(case.shape, case.rank, len(expected(case)["lambda_"]))
+            if not np.allclose(row[name], value, rtol=2.0**-22, atol=0):
+                return False
+        return True
+
+    by_rule = {name: [rule for rule in get_args(StartRule) if filled(name, rule)] for name in ("lambda_", "gamma")}
+    known = (x for x in DIALECTS.values() if x.lambda_start in by_rule["lambda_"] and x.gamma_start in by_rule["gamma"])
+    parts = [f"the start of dialect {dialect.name}" for dialect in known][:1]
+    for name, found in by_rule.items() if not parts else ():
+        values = np.concatenate([np.ravel(row[name]) for _, row in rows])
+        random = f"not of its sizes, mean {values.mean():.2g}, deviation {values.std():.2g}"
+        parts.append(f"{name.strip('_')} {' or '.join(found) or random}")
+    return [" and ".join([*parts, *["ΔW ≠ 0"] * any(np.any(row["delta_weight"]) for _, row in rows)])]
+
+
+RULES = {"bases": bases, "count": count, "start": start}
+
+
+def ruled(verdicts: Sequence[Verdict]) -> list[str]:
+    """The rules of bases, counts or starts that give all that is there."""
+    rows = []
+    for verdict in verdicts:
+        given = {name: as_numbers(verdict.results.get(name, "missing")) for name in verdict.case.wanted}
+        if all(value is not None for value in given.values()) and all(m.problem == "value" for m in verdict.mismatches):
+            rows.append((verdict.case, given))
+    rows.sort(key=lambda row: max(map(max, row[0].shapes), default=0))  # what is quickly drawn decides first
+    return RULES[verdicts[0].case.kind](rows) if rows and verdicts[0].case.kind in RULES else []
