@@ -93,7 +93,7 @@ def ours(job: Job) -> Callable[[], float]:
 
     weights = load_file(job.folder / "model.safetensors")
     kind = models.ViT if job.vit else models.GPT2
-    config = kind.CONFIG.from_dict(json.loads((job.folder / "config.json").read_text()))
+    config = kind.CONFIG.from_dict(json.loads((job.folder / "config.json").read_text(encoding="utf-8")))
     start = models.adapt(config, rank=RANK, dialect="peft", seed=0, alpha=64.0)
     adapters = {name: one.replace(lambda_=np.full_like(one.lambda_, 0.01)) for name, one in start.items()}
     model, inputs = kind(config, weights, adapters), job.inputs()
@@ -108,7 +108,11 @@ def ours(job: Job) -> Callable[[], float]:
 
 def resident(key: str) -> int:
     """A figure of this process in KiB, as Linux has it: VmRSS is what is resident, VmHWM the most since its reset."""
-    return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if key in line).split()[1])
+    return int(
+        next(
+            line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if key in line
+        ).split()[1]
+    )
 
 
 def peak(make: Callable[[Job], Callable[[], float]], job: Job) -> float:

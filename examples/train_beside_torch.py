@@ -31,7 +31,7 @@ def here(folder: Path, ids: np.ndarray, steps: int) -> Iterator[float]:
     from safetensors.numpy import load_file
 
     weights = {name: x.astype(np.float64) for name, x in load_file(folder / "model.safetensors").items()}
-    config = models.GPT2Config.from_dict(json.loads((folder / "config.json").read_text()))
+    config = models.GPT2Config.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     start = models.adapt(config, rank=RANK, dialect="peft", alpha=ALPHA, seed=SEED)  # float32, as PEFT's start is
     adapters = {
         name: one.replace(**{part: getattr(one, part).astype(np.float64) for part in LEARNED})

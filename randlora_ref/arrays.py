@@ -7,9 +7,10 @@ NumPy 2, CuPy 13 and 14 and array-api-strict share. Arrays never move between de
 
 import functools
 import math
+import reprlib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -76,9 +77,30 @@ def dtype_name(x: Array) -> str:
     return _text(x.dtype).rpartition(".")[2]
 
 
+class _Short(reprlib.Repr):
+    """Of an array its dtype and shape; of anything else what ``reprlib`` leaves of it."""
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        if hasattr(x, "dtype") and hasattr(x, "shape"):
+            return f"<{dtype_name(x)} {tuple(x.shape)}>"
+        return super().repr_instance(x, level)
+
+
+_short = _Short()
+vars(_short).update(maxlevel=2, maxdict=3, maxtuple=3, maxlist=3, maxstring=60, maxother=60)
+
+
+def brief(value: Any) -> str:
+    """The ``repr`` of a dataclass that holds arrays: each field that is not at its default, in a few words."""
+    held = {one.name: getattr(value, one.name) for one in fields(value) if one.repr}
+    defaults = {one.name: one.default for one in fields(value)}
+    shown = [f"{name}={_short.repr(x)}" for name, x in held.items() if x is not defaults[name]]
+    return f"{type(value).__name__}({', '.join(shown)})"
+
+
 def unit_roundoff(dtype: str) -> float:
     """u of "float64", "float32", "float16" or "bfloat16", and of the complex types made of them."""
-    dtype = REAL_PART.get(dtype, dtype)
+    dtype = REAL_PART.get(str(dtype), str(dtype))
     if dtype not in UNIT_ROUNDOFF:
         raise ValueError(f"dtype: {dtype!r}; it must be one of {', '.join(UNIT_ROUNDOFF)}")
     return UNIT_ROUNDOFF[dtype]
@@ -108,7 +130,7 @@ def on(device: Any, xp: Namespace | None = None) -> dict[str, Any]:
     """
     if device is None:
         return {}
-    own = "numpy" if device == "cpu" else type(device).__module__.partition(".")[0]
+    own = "numpy" if isinstance(device, str) and device == "cpu" else type(device).__module__.partition(".")[0]
     other = xp is not None and own != xp.__name__ and (own == "cupy" or xp.__name__ in ("numpy", "cupy"))
     if other or not is_current(device):
         raise ValueError(f"device: {device!r}; it must be the library's own, CuPy's current one (`with device:`)")

@@ -34,6 +34,7 @@ class Bases:
 
     A: Array
     B: Array
+    __repr__ = arrays.brief
 
     def __post_init__(self) -> None:
         checks.namespace(A=self.A, B=self.B)
@@ -46,6 +47,7 @@ class Bases:
 
     def slice(self, n: int, D: int, d: int) -> "Bases":
         """One layer's part: the first n terms, D rows of each B_j and d columns of A. A ValueError if too small."""
+        n, D, d = checks.integers_of(n=n, D=D, d=d)
         for name, has, needs in (("B", self.B.shape[0], n), ("B", self.B.shape[1], D), ("A", self.A.shape[1], d)):
             if has < needs:
                 shapes = f"A {tuple(self.A.shape)}, B {tuple(self.B.shape)}"
@@ -93,10 +95,16 @@ def draw_bases(
     Raises ValueError for a kind that the dialect has not, or that no seed determines (nlg's and vision's sparse ones).
     """
     dialect, seed, rank = get_dialect(dialect), checks.seed(seed), checks.integer("rank", rank)
-    shapes = checks.layer_shapes(shapes) if shapes or dialect.counted_side == "d" else []
+    checks.library(xp)
+    shapes = (
+        checks.layer_shapes(shapes)
+        if not isinstance(shapes, Sequence) or len(shapes) or dialect.counted_side == "d"
+        else []
+    )
     D, d = largest_shape(shapes, dialect, context)
     n = max(dialect.terms(shape, rank, context=context) for shape in [(D, d), *shapes])
     checks.choice("dtype", dtype, ("float32", "float64"))
+    checks.room("shapes", D, n, rank)
     if dialect.generator != "philox":
         if dialect.generator == "torch_terms_first" and dialect.max_terms:
             n = max(n, dialect.max_terms)  # drawn whatever the layers need; all enter the deviation
@@ -134,6 +142,11 @@ def tile(
     ``D_max`` is needed by "very_sparse" alone, whose sparsity is √D_max.
     """
     checks.choice("dtype", dtype, ("float32", "float64"))
+    checks.library(xp)
+    rank, (term, first) = checks.integer("rank", rank), checks.integers_of(0, term=term, first=first)
+    last = checks.integer("last", last, first)
+    checks.index_range(term=(np.asarray(min(term, 2**62)), 2**32, None))
+    checks.room("last", last - first, rank, itemsize=8)
     words = philox_words(checks.seed(seed), term, first * rank, last * rank, xp, device)
     rows = xp.reshape(_entries(xp, words, kind, D_max, dtype), (last - first, rank))
     return rows.T if term == 0 else rows
@@ -142,7 +155,7 @@ def tile(
 def _entries(xp: Any, words: Array, kind: Kind, D_max: int | None, dtype: str) -> Array:
     """The entry of each word, ``dtype``(unit)·``dtype``(size): unit is odd/2²⁴ or a sign, exact; size √3 or √(s/2)."""
     real = getattr(xp, dtype)
-    if kind == "dense":
+    if isinstance(kind, str) and kind == "dense":
         odd = 2 * arrays.astype(xp, words >> 8, xp.int64) + (1 - 2**24)  # an odd integer of 24 bits, exact in float32
         unit, size = arrays.astype(xp, odd, real) * 2.0**-24, math.sqrt(3)
     else:
@@ -156,9 +169,10 @@ def _entries(xp: Any, words: Array, kind: Kind, D_max: int | None, dtype: str) -
 
 def sparsity_squared(kind: Kind, D_max: int | None) -> Fraction:
     """s² of a ternary kind, exactly: 36 for "sparse", max(D_max, 4) for "very_sparse", s² for a number s >= 2."""
-    if kind == "sparse":
+    word = kind if isinstance(kind, str) else ""
+    if word == "sparse":
         return Fraction(36)
-    if kind == "very_sparse" and D_max is not None:
+    if word == "very_sparse" and D_max is not None:
         return Fraction(max(D_max, 4))
     if not isinstance(kind, numbers.Real) or isinstance(kind, bool) or not 2 <= kind < 2**32:
         raise ValueError(f"kind: {kind!r}; it must be 'dense', 'sparse', 'very_sparse' or a sparsity s in [2, 2**32)")

@@ -26,6 +26,7 @@ entries), types that the array library does not have (bfloat16), and bytes in an
 import difflib
 import math
 import numbers
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -35,6 +36,10 @@ import numpy as np
 from . import arrays
 
 Array = Any
+# Arguments that are never None, in any door; others may be what a layer has not.
+REQUIRED = {"x", "dy", "do", "q", "k", "v", "A", "B", "lambda_", "gamma", "weight", "gate", "up", "slope", "ids"}
+REQUIRED |= {"logits", "texts", "images", "pixels", "table", "like"}
+MOST_BYTES = 1 << 40  # of one array, where the system does not tell its memory
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -43,11 +48,13 @@ Array = Any
 
 
 def namespace(**named: Array) -> arrays.Namespace:
-    """The one array namespace of all named arrays (None is skipped); a TypeError if they are of several.
+    """The one array namespace of all named arrays (None is skipped where it may be); a TypeError if of several.
 
     A library is refused beside another, and so is a device beside another: nothing is moved unasked.
     """
     given = {name: x for name, x in named.items() if x is not None}
+    if missing := REQUIRED & named.keys() - given.keys():
+        raise TypeError(f"{min(missing)}: None; it must be an array")
     if not given:
         raise TypeError("no array among the arguments; at least one is needed")
     first, like = next(iter(given.items()))
@@ -91,9 +98,18 @@ def floats(*, half: bool = False, **named: Array) -> arrays.Namespace:
 
 
 def shape(name: str, x: Array, expected: tuple[int, ...]) -> None:
-    """A ValueError naming the argument whose shape is not ``expected``."""
+    """A ValueError naming the argument whose shape is not ``expected``; a TypeError for None."""
+    if x is None:
+        raise TypeError(f"{name}: None; it must be an array of shape {expected}")
     if tuple(x.shape) != expected:
         raise ValueError(f"{name}: shape {tuple(x.shape)}; it must be {expected}")
+
+
+def kept(cache: Any, parts: int, name: str = "cache") -> Any:
+    """``cache`` itself; a TypeError unless it is a tuple of so many parts, the first an array, as forward gives it."""
+    if not (isinstance(cache, tuple) and len(cache) == parts and hasattr(cache[0], "shape")):
+        raise TypeError(f"{name}: {type(cache).__name__}; it must be what forward gave")
+    return cache
 
 
 def cotangent(name: str, dy: Array, expected: tuple[int, ...], cache: Array) -> arrays.Namespace:
@@ -141,6 +157,15 @@ def linear(size: tuple[int, int], *, half: bool = False, x: Array, weight: Array
         if array is not None:
             shape(name, array, expected[name])
     return xp
+
+
+def room(name: str, *sizes: int, itemsize: int = 4) -> None:
+    """A ValueError, before any work, for an array of ``sizes`` that this machine's memory cannot hold."""
+    needed, told = math.prod(map(int, sizes)) * itemsize, hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
+    held = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if told else MOST_BYTES
+    if needed > held:
+        shown = " by ".join(map(str, sizes))
+        raise ValueError(f"{name}: {shown} numbers, {needed / 2**30:.3g} GiB; it must fit in memory, {held >> 30} GiB")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -223,6 +248,23 @@ def integer(name: str, value: Any, least: int = 1) -> int:
     return int(value)
 
 
+def integers_of(least: int = 1, **values: Any) -> list[int]:
+    """Each of ``values`` as an int of at least ``least``. A ValueError that names the first that is none."""
+    return [integer(name, value, least) for name, value in values.items()]
+
+
+def instance(name: str, value: Any, kind: Any) -> None:
+    """A TypeError unless ``value`` is a ``kind``, a type or several."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: {type(value).__name__}; it must be {getattr(kind, '__name__', kind)}")
+
+
+def library(xp: Any) -> None:
+    """A TypeError unless ``xp`` is a library of arrays."""
+    if not all(hasattr(xp, name) for name in ("asarray", "float32", "uint64", "arange")):
+        raise TypeError(f"xp: {xp!r}; it must be a library of arrays, such as numpy")
+
+
 def seed(value: Any) -> int:
     """``value`` as an int; a TypeError or ValueError unless it is an integer in [0, 2⁶⁴)."""
     if is_integer(value) and 0 <= int(value) < 2**64:
@@ -232,8 +274,8 @@ def seed(value: Any) -> int:
 
 
 def choice(name: str, value: Any, allowed: Collection[Any], why: str = "") -> None:
-    """A ValueError unless ``value`` is one of ``allowed``, with the reason ``why``."""
-    if value not in tuple(allowed):
+    """A ValueError unless ``value`` is one of ``allowed``, with the reason ``why``; an array is none."""
+    if not any(isinstance(value, type(one)) and value == one for one in allowed):
         raise ValueError(f"{name}: {value!r}; it must be one of {', '.join(map(str, allowed))}{why}")
 
 
@@ -262,7 +304,7 @@ def layer_shape(value: Any) -> tuple[int, int]:
 
 def layer_shapes(values: Any) -> list[tuple[int, int]]:
     """``values`` as a list of (out, in), at least one. A ValueError for anything else."""
-    if not isinstance(values, Sequence) or not values:
+    if not isinstance(values, Sequence) or len(values) == 0:
         raise ValueError(f"shapes: {values!r}; it must list the (out, in) of every adapted layer")
     return [layer_shape(value) for value in values]
 
@@ -270,3 +312,13 @@ def layer_shapes(values: Any) -> list[tuple[int, int]]:
 def sizes(out_features: Any, in_features: Any, rank: Any = 1) -> tuple[int, int, int]:
     """All three as ints. A ValueError unless they are positive integers."""
     return *layer_shape((out_features, in_features)), integer("rank", rank)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Text
+# ---------------------------------------------------------------------------------------------------------
+
+
+def printable(text: str) -> str:
+    """``text`` with escape codes and lone surrogates spelled out: what a stranger wrote commands no terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

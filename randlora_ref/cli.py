@@ -1,14 +1,16 @@
-"""The commands ``randlora-ref …``: arguments in, one report out. The only room that prints.
+"""The commands ``randlora-ref …``: arguments in, one report out. This room and ``terminal`` alone print.
 
 Exit status: 0 all well, 1 a check failed, 2 the arguments or files were bad (one line on stderr).
 """
 
 import argparse
 import contextlib
+import importlib
 import json
-import math
 import os
+import string
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,12 +18,16 @@ from typing import Any
 import numpy as np
 
 from . import __version__, checks
+from .terminal import WIDTH, Parser, Progress, plain, refuse, show, table
 
 EXTRAS = {"safetensors": "peft", "matplotlib": "plot", "hypothesis": "test"}  # else crosscheck
 REFUSALS = (ValueError, OSError, ImportError, MemoryError)  # of arguments, files, machine; all else is a fault of ours
-INTERVAL, WIDTH = 0.1, 100  # of the line of progress: seconds between two, characters
 DRAWN = {"shape": (64, 48), "rank": 8, "dialect": "paper", "kind": "dense", "seed": 0, "steps": 0}
 DRAWN |= dict.fromkeys(("lambda_start", "gamma_start"))  # what ``rank`` takes where it draws an update, with defaults
+EXAMPLES = {
+    "verify": "--backend numpy", "check": "mymodule:randlora --kinds rank", "vectors": "vectors/", "dialects": "--json",
+    "rank": "--shape 64 48 --rank 8 --steps 2", "count": "--model Llama-3.2-3B --method randlora", "claims": "--seed 1",
+}  # fmt: skip
 Output = tuple[list[str], Any, bool]  # lines for a person, data for JSON, whether all is well
 
 
@@ -35,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         lines, data, ok = arguments.run(arguments)
-        text = json.dumps(plain(data), ensure_ascii=False, indent=2) if arguments.json else "\n".join(lines)
-        print(text, flush=True)
+        show(json.dumps(plain(data), indent=2) if arguments.json else checks.printable("\n".join(lines)))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -44,26 +49,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except ModuleNotFoundError as error:
         extra = EXTRAS.get(str(error.name), "crosscheck")
-        return refuse(arguments.name, f"needs {error.name}: pip install 'randlora-ref[{extra}]'")
+        return refuse(f"randlora-ref {arguments.name}", f"needs {error.name}: pip install 'randlora-ref[{extra}]'")
     except REFUSALS as error:
-        return refuse(arguments.name, str(error))
+        return refuse(f"randlora-ref {arguments.name}", str(error) or type(error).__name__)
     return 0 if ok else 1
-
-
-def refuse(command: str, reason: str) -> int:
-    """One line on stderr, and the exit status of bad arguments."""
-    print(f"randlora-ref {command}: {' '.join(reason.split())}", file=sys.stderr)
-    return 2
 
 
 def parser() -> argparse.ArgumentParser:
     """Every command and its arguments."""
-    top = argparse.ArgumentParser(prog="randlora-ref", description="The numeric reference of RandLoRA, and its checks.")
+    top = Parser(prog="randlora-ref", description="The numeric reference of RandLoRA, and its checks.")
+    top.epilog = "example: randlora-ref verify"
     top.add_argument("--version", action="version", version=f"randlora-ref {__version__}")
     commands = top.add_subparsers(dest="name", required=True, metavar="COMMAND")
 
     def add(run: Callable[[argparse.Namespace], Output], text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(run.__name__, help=text, description=text)
+        epilog = f"example: randlora-ref {run.__name__} {EXAMPLES[run.__name__]}"
+        command = commands.add_parser(run.__name__, help=text, description=text, epilog=epilog)
         command.add_argument("--json", action="store_true", help="print JSON")
         command.set_defaults(run=run)
         return command
@@ -88,6 +89,12 @@ def parser() -> argparse.ArgumentParser:
     command = add(vectors, "write the test vectors, their manifest and schema for use elsewhere")
     command.add_argument("folder", metavar="DIR", help="made if need be")
 
+    _add_reports(add)
+    return top
+
+
+def _add_reports(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """The commands that tell of updates, of counts, of the paper and of dialects."""
     command = add(rank, "the proven rank of an update, from a file or folder, or from a shape, rank and seed")
     command.add_argument("source", nargs="?", help="a .npz of factors, or the folder of an adapter that PEFT saved")
     command.add_argument("--base", metavar="CHECKPOINT", help="of the folder's adapter: its folder or config.json")
@@ -100,6 +107,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--steps", type=int, help="gradient steps on a quadratic loss first (default: 0)")
     command.add_argument("--lambda-start", type=float, help="constant that fills Λ (default: the dialect's)")
     command.add_argument("--gamma-start", type=float, help="constant that fills Γ (default: the dialect's)")
+    command.add_argument("--proof", action="store_true", help="each proof whole: minor, primes, hash of the factors")
+    command.add_argument("--spectrum", action="store_true", help="the singular values after each step, too")
     command.add_argument("--plot", metavar="FILE", help="write a plot of the spectrum there (plot extra)")
 
     command = add(count, "learned-parameter counts of named models and methods, beside the printed ones")
@@ -113,36 +122,6 @@ def parser() -> argparse.ArgumentParser:
 
     add(dialects, "what each implementation does, and where they part")
 
-    return top
-
-
-def plain(data: Any) -> Any:
-    """``data`` with NaN and infinities as words: JSON has no such numbers."""
-    if isinstance(data, dict):
-        return {str(name): plain(value) for name, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [plain(value) for value in data]
-    return str(data) if isinstance(data, float) and not math.isfinite(data) else data
-
-
-class Progress(contextlib.AbstractContextManager["Progress"]):
-    """A line on a terminal that overwrites itself and goes in the end; nothing where stderr is no terminal."""
-
-    def __init__(self) -> None:
-        self.shown, self.last = sys.stderr.isatty(), 0.0
-
-    def __call__(self, what: str, part: float | None = None) -> None:
-        """Shows what is being done, and the part of it that is done if that is known, now and then."""
-        now = time.monotonic()
-        if self.shown and now - self.last > INTERVAL:
-            text = what if part is None else f"{what}, {100 * part:.0f} %"
-            print(f"\r\x1b[K{text[:WIDTH]}", end="", file=sys.stderr, flush=True)
-            self.last = now
-
-    def __exit__(self, *_: object) -> None:
-        self.last = 0.0
-        self("")
-
 
 def verify(arguments: argparse.Namespace) -> Output:
     """``randlora-ref verify``."""
@@ -155,16 +134,20 @@ def verify(arguments: argparse.Namespace) -> Output:
         raise ValueError(f"--backend: {asked[0]!r} is {left_out.get(asked[0], 'not installed')}")
     machine, started = audit.machine({name: usable[name] for name in asked}), time.monotonic()
     lines = [f"{name}: {reason}" for name, reason in left_out.items() if arguments.backend == "all"]
-    data = []
+    data, legend, group = [], dict[str, str](), ""
     with Progress() as progress:
         for name in asked:
             lines.append(f"{name} {machine['versions'][name]} on {machine['gpu' if name == 'cupy' else 'processor']}")
-            lines.append(f"      {'figure':>9}    {'limit':>8}  property (the limit's formula)")
+            lines.append(f"      {'figure':>9}    {'limit':>8}")
             for one in audit.properties(usable[name], arguments.seed):
                 progress(f"{name}: {one.name}")
                 data.append({"backend": name, **one._asdict(), "ok": one.ok})
-                figures = f"{one.figure:9.3g} <= {one.limit:8.3g}  {one.name} ({one.formula})"
-                lines.append(f"{'ok  ' if one.ok else 'FAIL'}  {figures}")
+                part, _, what = one.name.partition(": ")
+                lines += [part] * (part != group)
+                group, mark = part, legend.setdefault(one.formula, string.ascii_letters[len(legend) % 52])
+                figures = f"{one.figure:9.3g} <= {one.limit:8.3g}  [{mark}]"
+                lines.append(f"ok    {figures} {what}" if one.ok else f"FAIL  {figures} {one.name}")
+    lines += ["limits:", *(f"  [{mark}] {formula}" for formula, mark in legend.items())]
     failed = sum(not one["ok"] for one in data)
     lines.append(f"{len(data) - failed} properties hold, {failed} fail, in {time.monotonic() - started:.1f} s")
     facts = {"ok": not failed, "version": __version__, **machine, "not_audited": left_out, "properties": data}
@@ -179,10 +162,10 @@ def dialects(arguments: argparse.Namespace) -> Output:
 
     rows = {row.name: asdict(row) for row in DIALECTS.values()}
     choices = [key for key in rows["paper"] if key not in ("name", "runs", "source", "notes")]
-    lines = []
+    lines = table([["", *rows], *([key, *(str(row[key]) for row in rows.values())] for key in choices)])
     for row in rows.values():
-        lines.append(f"{row['name']}: {row['source']}")
-        lines += [f"    {key:15} {row[key]}" for key in (*choices, "notes") if row[key] != ""]
+        told = f"{row['name']}: {row['source']}. {row['notes']}".rstrip(". ")
+        lines += textwrap.wrap(told, WIDTH, subsequent_indent="    ")
     apart = [key for key in choices if rows["paper"][key] != rows["peft"][key]]
     lines.append(f"paper and peft part in: {', '.join(apart)}")
     return lines, {"dialects": list(rows.values()), "paper_and_peft_part_in": apart}, True
@@ -211,21 +194,36 @@ def vectors(arguments: argparse.Namespace) -> Output:
 
 def rank(arguments: argparse.Namespace) -> Output:
     """``randlora-ref rank``."""
+    from .interop.ranks import folder_ranks
     from .rank import certify_rank, load_factors, plot_spectra, spectrum
 
     settle(arguments)
-    spectra, lines, summary = {}, [], []
+    if arguments.plot is not None:
+        importlib.import_module("matplotlib")  # said before the work if it is not there
+    spectra, lines, summary, stored = {}, [], [], arguments.source is not None
     data: dict[str, dict[str, Any]] = {"certificates": {}, "spectra": {}}
     with Progress() as progress:
-        if arguments.source and os.path.isdir(arguments.source):
-            certificates, sources, data["modules"], summary = folder_ranks(arguments, progress)
-        elif arguments.source:
+        if stored and os.path.isdir(arguments.source):
+            certificates, sources, data["modules"], summary = folder_ranks(
+                arguments.source, arguments.base, arguments.draw_dtype or "bfloat16", progress
+            )
+        elif stored:
             sources = {"update": load_factors(arguments.source)}
             certificates = {name: certify_rank(source, progress=progress) for name, source in sources.items()}
         else:
             certificates, sources = steps(arguments, progress)
+            lines.append(f"{'':9} {'rank':>6} {'of':>6}  proof")
         for name, certificate in certificates.items():
+            data["certificates"][name] = certificate.to_json()
+            if stored or arguments.proof:
+                lines += [f"{name}: {line}" for line in certificate.lines()]
+            else:
+                lines.append(
+                    f"{name:9} {certificate.rank:6} {min(certificate.details['shape']):6}  {proof(certificate)}"
+                )
             numerical = [data["modules"][name]] if "modules" in data else []
+            if not (stored or arguments.spectrum or arguments.plot):
+                continue
             try:
                 if name in sources:
                     spectra[name] = spectrum(sources[name])
@@ -234,12 +232,11 @@ def rank(arguments: argparse.Namespace) -> Output:
             except ValueError as error:  # a product beyond float64: the certificate stands without it
                 data["spectra"][name] = f"no spectrum: {error}"
                 numerical.append(data["spectra"][name])
-            data["certificates"][name] = certificate.to_json()
-            lines += [f"{name}: {line}" for line in (*certificate.lines(), *numerical)]
+            lines += [f"{name}: {line}" for line in numerical]
     lines += summary
-    if arguments.steps and not arguments.source:
+    if arguments.steps and not stored:
         lines.append("steps are taken in float64: a certificate is of what is stored, whose rounding can fill a rank")
-    if arguments.plot:
+    if arguments.plot is not None:
         plot_spectra(spectra, arguments.plot)
         lines.append(f"spectrum drawn in {arguments.plot}")
     return lines, data, True
@@ -247,50 +244,24 @@ def rank(arguments: argparse.Namespace) -> Output:
 
 def settle(arguments: argparse.Namespace) -> None:
     """Fills in the defaults of a drawn update. ValueError for options of one source beside another."""
-    folder = bool(arguments.source) and os.path.isdir(arguments.source)
-    odd = [name for name in DRAWN if arguments.source and getattr(arguments, name) is not None]
+    folder = arguments.source is not None and os.path.isdir(arguments.source)
+    odd = [name for name in DRAWN if arguments.source is not None and getattr(arguments, name) is not None]
     odd += [name for name in ("base", "draw_dtype") if not folder and getattr(arguments, name) is not None]
     if odd:
-        beside = repr(arguments.source) if arguments.source else "no folder"
+        beside = "no folder" if arguments.source is None else repr(arguments.source)
         raise ValueError(f"--{odd[0].replace('_', '-')}: says nothing about {beside}; it must be left out")
     for name, default in DRAWN.items():
         setattr(arguments, name, default if getattr(arguments, name) is None else getattr(arguments, name))
 
 
-def folder_ranks(arguments: argparse.Namespace, progress: Progress) -> tuple[Any, ...]:
-    """The certificates of an adapter's modules, its factors where a shape is known, what holds of which shapes.
-
-    Without the base model, a module's rank is certified if its least and its largest possible shape have the same: a
-    layer between them has the one's rank at least, the other's at most.
-    """
-    from .interop import load_peft
-    from .models import layer_shapes
-    from .rank import certify_rank
-
-    shapes = layer_shapes(arguments.base) if arguments.base else None
-    adapter = load_peft(arguments.source, shapes, draw_dtype=arguments.draw_dtype or "bfloat16")
-    certificates, sources, notes = {}, {}, {}
-    for name in adapter.modules:
-        known = adapter.shapes.get(name)
-        least, most = (known, known) if known else adapter.possible_shapes(name)
-        factors = adapter.layer(name, least).factors()
-        low = high = certify_rank(factors, progress=progress)
-        if least != most and (not low.full or min(least) < min(most)):
-            high = certify_rank(adapter.layer(name, most).factors(), progress=progress)
-        settled = low.rank == high.rank and min(least) == min(most)
-        if settled:
-            certificates[name] = low
-        if least == most:
-            sources[name], notes[name] = factors, f"of shape {least}"
-        else:
-            said = "of any shape" if settled else f"rank {low.rank} to {high.rank}, by its shape,"
-            notes[name] = f"{said} from {least} to {most}, or turned round; --base tells it"
-    ranks = [one.rank for one in certificates.values()]
-    span = f", ranks {min(ranks)} to {max(ranks)}" if ranks else ""
-    full = sum(one.full for one in certificates.values())
-    lines = [f"{name}: {note}" for name, note in notes.items() if name not in certificates]
-    lines.append(f"{len(notes)} modules: {len(ranks)} certified, {full} of full rank{span}")
-    return certificates, sources, notes, lines
+def proof(certificate: Any) -> str:
+    """How a rank is known, in a few words."""
+    if certificate.full:
+        return f"exact: a minor of that order is not zero modulo {certificate.details['below']['prime']}"
+    known = (
+        "exact" if certificate.exact else f"at least; at most with an error of {certificate.details['error_bound']:.2g}"
+    )
+    return f"{known}: {certificate.details['above']['reason']}"
 
 
 def steps(arguments: argparse.Namespace, progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -306,6 +277,8 @@ def steps(arguments: argparse.Namespace, progress: Progress) -> tuple[dict[str, 
     starts = layer.dialect.start(layer.shape, layer.rank, layer.n)
     asked = (arguments.lambda_start, arguments.gamma_start)
     start = [own if value is None else value for value, own in zip(asked, starts, strict=True)]
+    for name, value in zip(("--lambda-start", "--gamma-start"), start, strict=True):
+        checks.number(name, value)
     lambda_, gamma = np.full((layer.n, layer.rank), start[0]), np.full((layer.n, layer.d), start[1])
     descent = rank_after_steps(
         layer.bases.A, layer.bases.B, lambda_, gamma, layer.shape, arguments.steps, pairing=layer.dialect.pairing,

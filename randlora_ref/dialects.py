@@ -85,6 +85,7 @@ class Dialect:
 
     def terms(self, shape: tuple[int, int], rank: int, *, context: int | None = None) -> int:
         """n, the terms of a layer of ``shape`` (out, in), by ``context`` (None: the record's) where that counts."""
+        shape, rank = checks.layer_shape(shape), checks.integer("rank", rank)
         if self.counted_side == "context":
             shape = (checks.integer("context", self.context if context is None else context),) * 2
         n = number_of_terms(shape, rank, self.count_rule)
@@ -95,6 +96,7 @@ class Dialect:
 
         The paper fixes no α: without one its s is 2/√n (Table 9), with one α/r (Table 8 has 10/r).
         """
+        rank, n = checks.integers_of(rank=rank, n=n)
         alpha = self.default_alpha if alpha is None else checks.number("alpha", alpha)
         if self.scaling_rule == "1":
             return 1.0
@@ -106,7 +108,8 @@ class Dialect:
 
     def start(self, shape: tuple[int, int], rank: int, n: int) -> tuple[float, float]:
         """The constants that fill Λ and Γ before the first step."""
-        d = sides(shape, self.orientation)[1]
+        rank, n = checks.integers_of(rank=rank, n=n)
+        d = sides(checks.layer_shape(shape), self.orientation)[1]
         divisors = {"1": 1, "1/d": d, "1/n": n, "1/max(n, d)": max(n, d), "1/max(n, r)": max(n, rank)}
         values = {"0": 0.0, "1/max(out, in)": 1 / max(shape)} | {
             rule: 1 / divisor for rule, divisor in divisors.items()
@@ -115,7 +118,8 @@ class Dialect:
 
     def num_parameters(self, shape: tuple[int, int], rank: int, *, context: int | None = None) -> int:
         """n·(r + d), the learned values of one layer: inversely proportional to the rank."""
-        return self.terms(shape, rank, context=context) * (rank + sides(shape, self.orientation)[1])
+        d = sides(checks.layer_shape(shape), self.orientation)[1]
+        return self.terms(shape, rank, context=context) * (int(rank) + d)
 
 
 RULES = {name: get_args(hint) for name, hint in get_type_hints(Dialect).items() if get_origin(hint) is Literal}

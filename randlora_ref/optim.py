@@ -28,6 +28,7 @@ def sgd(
     values: Values, grads: Values, state: State = START, *, lr: float, momentum: float = 0.0, weight_decay: float = 0.0
 ) -> tuple[dict[Hashable, Array], State]:
     """One step of gradient descent: v ← momentum·v + g + decay·θ (v = g + decay·θ at first), θ ← θ − lr·v."""
+    checks.instance("state", state, State)
     _check(values, grads, **{"state.first": state.first} if state.step else {})
     lr, momentum, decay = _rates(lr=lr, momentum=momentum, weight_decay=weight_decay)
     result, first = {}, {}
@@ -46,6 +47,7 @@ def adamw(
 
     m ← β₁m + (1 − β₁)g,  v ← β₂v + (1 − β₂)g²,  θ ← θ − lr·decay·θ − lr·m̂/(√v̂ + ε),  m̂ = m/(1 − β₁ᵗ), v̂ = v/(1 − β₂ᵗ).
     """
+    checks.instance("state", state, State)
     _check(values, grads, **{"state.first": state.first, "state.second": state.second} if state.step else {})
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise ValueError(f"betas: {betas!r}; it must be two numbers")
@@ -67,6 +69,8 @@ def _rates(**rates: float) -> list[float]:
 
 def _check(values: Values, grads: Values, **state: Values) -> None:
     """Keys, and by key library, device, precision and shape agree; ``state`` by name, nothing before the first step."""
+    for name, mapping in {"values": values, "grads": grads, **state}.items():
+        checks.instance(name, mapping, Mapping)
     for key, value in values.items():
         given = {f"values[{key!r}]": value}
         for name, others in {"grads": grads, **state}.items():

@@ -52,8 +52,8 @@ def draw(
     Raises ValueError for a ``kind`` or a ``draw_dtype`` (None: the generator's first) that it has not.
     """
     rule = RULES[generator]
-    if kind not in rule.kinds:
-        unseeded = "; its code draws them from no seed" * (kind in rule.unseeded)
+    if not isinstance(kind, str) or kind not in rule.kinds:
+        unseeded = "; its code draws them from no seed" * (isinstance(kind, str) and kind in rule.unseeded)
         raise ValueError(f"kind: {kind!r}; of generator {generator!r} it must be one of {rule.kinds}{unseeded}")
     dtype = rule.dtypes[0] if draw_dtype is None else draw_dtype
     checks.choice("draw_dtype", dtype, rule.dtypes)

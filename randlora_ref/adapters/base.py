@@ -50,6 +50,7 @@ class LinearAdapter(ABC):
 
     def __init_subclass__(cls, learned: tuple[str, ...] = ()) -> None:
         super().__init_subclass__()
+        cls.__repr__ = arrays.brief  # type: ignore[method-assign]
         if learned:
             named_tuple: Any = namedtuple
             cls.LEARNED = learned
@@ -99,6 +100,7 @@ class LinearAdapter(ABC):
 
         Raises TypeError or ValueError for a ``dy`` that is not of y's shape, library, device and precision.
         """
+        checks.instance("cache", cache, Cache)
         xp = checks.floats(half=True, adapter=self._like, cache=cache.x, dy=dy)
         checks.shape("dy", dy, (*cache.x.shape[:-1], self.shape[0]))
         rows, dy_rows = arrays.as_rows(xp, cache.x), arrays.as_rows(xp, dy)
@@ -297,16 +299,19 @@ class Maker:
     """
 
     def __init__(self, seed: int = 0, /, dtype: str = "float32", xp: Any = np, device: Any = None) -> None:
+        checks.library(xp)
         checks.choice("dtype", dtype, ("float16", "float32", "float64"))
         self.seed, self.dtype, self.xp, self.device = seed, dtype, xp, device
         self.options: dict[str, Any] = {"dtype": getattr(xp, dtype), **arrays.on(device, xp)}
 
     def zeros(self, *shape: int) -> Array:
         """Zeros of ``shape``."""
+        checks.room("shape", *shape)
         return self.xp.zeros(shape, **self.options)
 
     def full(self, value: float, *shape: int) -> Array:
         """``value`` in every entry of ``shape``."""
+        checks.room("shape", *shape)
         return self.xp.full(shape, value, **self.options)
 
     def uniform(self, rows: int, columns: int, bound: float = math.sqrt(3), *, stream: int = 1) -> Array:
@@ -315,6 +320,7 @@ class Maker:
         The unit-variance entry of ``bases.tile`` (±√3) times bound/√3, in float64 for float64 and else in float32. More
         rows under the same seed begin with the same rows, on any device.
         """
+        checks.room("shape", rows, columns)
         result = self.xp.empty((rows, columns), **self.options)
         wide: Any = {"dtype": "float64" if self.dtype == "float64" else "float32", "xp": self.xp, "device": self.device}
         step = max(1, WORDS_AT_A_TIME // columns)

@@ -18,6 +18,7 @@ def convert(layer: RandLoRA, dialect: str | Dialect) -> RandLoRA:
     Crossed to literal and back, and the official fork's to PEFT's. A literal B belongs to one n: layers that shared
     their bases no longer do. Raises ValueError, with the reason, for what cannot be, or is not offered.
     """
+    checks.instance("layer", layer, RandLoRA)
     target, n, r = get_dialect(dialect), layer.n, layer.rank
     if (reason := _obstacle(layer, target)) is not None:
         raise ValueError(f"dialect: {target.name!r} of a layer of {layer.dialect.name!r}, {layer.shape}; {reason}")

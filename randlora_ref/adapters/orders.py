@@ -13,7 +13,7 @@ and in both ∂L/∂c = Σ_t v∘z, ∂L/∂Γ_j = Σ_k A[k, :]∘(∂L/∂K)_jk
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from .. import arrays
+from .. import arrays, checks
 
 if TYPE_CHECKING:
     from .randlora import RandLoRA
@@ -38,6 +38,7 @@ def contraction_costs(
 
     Element-wise operations count ``ELEMENTWISE`` times: they wait for memory.
     """
+    rows, (D, d, n, r) = checks.integer("rows", rows, 0), checks.integers_of(D=D, d=d, n=n, r=r)
     N = n * r
     frozen, form, through_K, through_B = 4 * rows * D * d, 2 * D * N * d, 2 * rows * N * d, 2 * rows * D * N
     K, pullback = 2 * N * d, 5 * N * d

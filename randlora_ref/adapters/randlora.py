@@ -61,6 +61,7 @@ class RandLoRA(MergedAdapter, learned=("lambda_", "gamma")):
     _B: Array = field(init=False, repr=False)  # 𝐁 (D, n·r); a view where B is laid out as draw_bases does
 
     def __post_init__(self) -> None:
+        checks.instance("bases", self.bases, Bases)
         object.__setattr__(self, "dialect", get_dialect(self.dialect))
         known, why = (ORDERS[:1], "; what is reshaped has no other") if self._reshaped else (ORDERS, "")
         checks.choice("order", self.order, (None, *known), why)
@@ -94,6 +95,7 @@ class RandLoRA(MergedAdapter, learned=("lambda_", "gamma")):
         out_features, in_features, rank = checks.sizes(out_features, in_features, rank)
         shape = (out_features, in_features)
         if bases is not None:
+            checks.instance("bases", bases, Bases)
             made["xp"], made["device"] = checks.namespace(A=bases.A), arrays.device_of(bases.A)
         make, n, own_sides = Maker(**made), dialect.terms(shape, rank), sides(shape, dialect.orientation)
         if bases is None:

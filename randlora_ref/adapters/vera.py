@@ -26,7 +26,7 @@ def vera_bases(
     word i·r + k of stream 1, B[o, k] word o·r + k of stream 2. Raises ValueError for no shape, or a wrong one.
     """
     shapes = checks.layer_shapes(shapes)
-    checks.integer("rank", rank)
+    rank = checks.integer("rank", rank)
     rows, columns = (max(shape[axis] for shape in shapes) for axis in (0, 1))
     make = Maker(seed, **made)
     return make.uniform(columns, rank, (6 / columns) ** 0.5).T, make.uniform(rows, rank, (6 / rank) ** 0.5, stream=2)
@@ -64,6 +64,8 @@ class VeRA(MergedAdapter, learned=("lambda_b", "lambda_d")):
         """
         out_features, in_features, rank = checks.sizes(out_features, in_features, rank)
         checks.number("d_initial", d_initial)
+        if not (bases is None or (isinstance(bases, tuple) and len(bases) == 2)):
+            raise TypeError(f"bases: {type(bases).__name__}; it must be a pair (A, B)")
         A, B = vera_bases([(out_features, in_features)], rank, seed=seed, **made) if bases is None else bases
         made["xp"], made["device"] = checks.namespace(A=A, B=B), arrays.device_of(A)
         make = Maker(seed, **made)

@@ -7,8 +7,8 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from .. import spec
-from ..arrays import UNIT_ROUNDOFF
+from .. import checks, spec
+from ..arrays import UNIT_ROUNDOFF, brief
 from ..bases import Kind, draw_bases
 from ..dialects import Dialect, get_dialect
 
@@ -77,6 +77,7 @@ class Case:
     attention_mask: tuple[tuple[int, ...], ...] = ()
     rope_theta: float | None = None
     stored: dict[str, Array] | None = field(default=None, repr=False)  # expected values read from a vector
+    __repr__ = brief
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -116,8 +117,7 @@ class Case:
 
     def cast(self, dtype: str) -> Self:
         """The case in another precision: its numbers rounded to it (bfloat16 held in float32), nothing expected yet."""
-        if dtype not in UNIT_ROUNDOFF:
-            raise ValueError(f"dtype: {dtype!r}; it must be one of {', '.join(UNIT_ROUNDOFF)}")
+        checks.choice("dtype", dtype, UNIT_ROUNDOFF)
         return replace(self.with_arrays(lambda x: rounded(x, dtype)), dtype=dtype, stored=None)
 
     def with_arrays(self, convert: Callable[[Array], Array]) -> Self:
@@ -166,6 +166,7 @@ def random_case(index: int, seed: int = 0, dialect: str = "peft") -> Case:
     the dialect's start.
     """
     rules = get_dialect(dialect)
+    index, seed = checks.integer("index", index, 0), checks.seed(seed)
     rng = np.random.default_rng([seed, index])
     d, more = int(rng.integers(2, 13) if index % 16 else rng.integers(24, 49)), int(rng.integers(1, 9))
     shape = ((d, d + more), (d + more, d), (d, d))[index % 3]

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .. import arrays
+from .. import arrays, checks
 from ..verify import gauge
 from .answers import arguments, expected, named
 from .cases import Case
@@ -91,6 +91,8 @@ def gauges(case: Case) -> dict[str, Array]:
 
 def limits(case: Case, dtype: str | None = None) -> dict[str, Array]:
     """The largest error allowed in each entry of each result; zero wherever a result can be exact."""
+    checks.instance("case", case, Case)
+    checks.choice("dtype", dtype, (None, *arrays.UNIT_ROUNDOFF))
     dtype = dtype or case.dtype
     u = arrays.unit_roundoff(dtype)
     if case.kind == "start":  # constants, rounded once to float32 or better, or to what is declared

@@ -26,7 +26,11 @@ class Program(AbstractContextManager["Program"]):
     """A program under test: called with a case, it asks the program. As a context it ends the program. POSIX alone."""
 
     def __init__(self, command: str, seconds: float = SECONDS, total_seconds: float = TOTAL_SECONDS) -> None:
-        self.words, self.seconds, self.lives = shlex.split(command), seconds, LIVES
+        try:
+            self.words = shlex.split(command)
+        except ValueError as error:
+            raise ValueError(f"command: {command!r}: {error}; it must be what a shell takes") from None
+        self.seconds, self.lives = seconds, LIVES
         self.until = time.monotonic() + total_seconds
         self.process: subprocess.Popen[bytes] | None = None
         if not self.words:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from .. import checks
+from ..arrays import UNIT_ROUNDOFF
 from ..dialects import Dialect, get_dialect
 from ..rank.exact import Progress
 from ..spec import SPEC_VERSION
@@ -33,7 +35,9 @@ def search(
     import hypothesis
     from hypothesis import strategies as st
 
-    begin, target = perf_counter(), named_target(target or name_of(implementation), dialect)
+    count, seed, begin = checks.integer("count", count), checks.seed(seed), perf_counter()
+    checks.choice("dtype", dtype, (None, *UNIT_ROUNDOFF))
+    target = named_target(name_of(implementation) if target is None else target, dialect)
     rules = get_dialect("paper" if dialect is None else dialect)
     pairings = ["literal", "crossed"] if dialect is None else [rules.pairing]
     verdicts: list[Verdict] = []

@@ -3,7 +3,7 @@
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import arrays, checks
 from ..rank.exact import Progress
 from .cases import KINDS, Case, of_dialect
 from .compare import MISSING, Absent, Mismatch, Verdict, judge
@@ -192,6 +193,8 @@ def check(
     float32, where no limit would part right from wrong. ``progress(case, part)`` is called as work goes on.
     Raises ValueError for an unknown kind, dtype or dialect, or if no case is left.
     """
+    checks.instance("target", target, str | None)
+    checks.instance("progress", progress, Callable | None)
     begin, only = perf_counter(), None if target or can_be_named(implementation) else ""
     target = named_target(target or name_of(implementation), dialect)
     chosen, verdicts = choose(kinds, cases, dtype, dialect), []
@@ -211,14 +214,20 @@ def choose(
     kinds: Iterable[str] | None, cases: Iterable[Case] | None, dtype: str | None, dialect: str | None = None
 ) -> Sequence[Case]:
     """``check``'s cases of these kinds (None: all) and this dialect, rounded to ``dtype`` if one is declared."""
+    checks.choice("dtype", dtype, (None, *arrays.UNIT_ROUNDOFF))
+    for name, value in (("kinds", kinds), ("cases", cases)):
+        checks.instance(name, value, Sequence | Set | Iterator | None)
     wanted = tuple(KINDS) if kinds is None else (kinds,) if isinstance(kinds, str) else tuple(kinds)
     for kind in wanted:
-        if kind not in KINDS:
+        if not isinstance(kind, str) or kind not in KINDS:
             raise ValueError(f"kinds: {kind!r}; it must be some of {', '.join(KINDS)}")
     if dialect is not None:
         cases = of_dialect(stored_cases() if cases is None else cases, dialect)
     elif cases is None:
         cases = [case for case in stored_cases() if case.dialect in ("paper", "peft")]
+    cases = list(cases)
+    for case in cases:
+        checks.instance("cases", case, Case)
     chosen = [case for case in cases if case.kind in wanted]
     if dtype is not None:
         layers = [case for case in chosen if case.kind == "layer" and (case.tier == "real" or dtype in case.exact_in)]

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from .. import checks
 from ..rank.exact import Progress
 from .cases import Case, random_case
 from .peft import RANDOM_LAYERS, check_peft, installed, run_peft
@@ -20,6 +21,7 @@ from .vectors import results_file, stored_cases
 
 def find_case(id_: str) -> Case:
     """A stored case by its id, or one of the random ones. ValueError for an id that is neither."""
+    checks.instance("case", id_, str)
     if match := re.fullmatch(r"random-(\w+)-(\d{1,20})-(\d{1,9})", id_):
         return random_case(int(match[3]), int(match[2]), match[1])
     stored = {case.id: case for case in stored_cases()}
@@ -50,6 +52,7 @@ def check_target(
         raise ValueError("target: give one of peft, module:function, a results file, or a command")
     if case is not None and random:
         raise ValueError(f"case: {case!r} with {random} random layers; it must be one of the two")
+    checks.instance("target", target, str | None)
     cases = None if case is None else [find_case(case)]
     options: dict[str, Any] = {"kinds": kinds, "dtype": dtype, "dialect": dialect, "progress": progress}
     if target == "peft" and cases is None:

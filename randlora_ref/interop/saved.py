@@ -33,7 +33,7 @@ def natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Saved(ABC):
     """A saved adapter of one method: learned arrays by module name, and PEFT's ``config``.
 
@@ -47,6 +47,7 @@ class Saved(ABC):
     FLAGS: ClassVar[tuple[str, ...]] = ("fan_in_fan_out", "save_projection")
     FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # settings that must be false, or one of these
 
+    __repr__ = arrays.brief
     extra: Mapping[str, Array] = field(default_factory=dict, kw_only=True)
     shapes: Mapping[str, Shape] = field(default_factory=dict, kw_only=True)
 
@@ -117,7 +118,7 @@ class Saved(ABC):
         raise ValueError(f"holds no {' and '.join(cls.SHARED)}; they must be saved (save_projection=True)")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PeftAdapter(Saved):
     """A saved RandLoRA adapter: the shared ``bases``, ``lambda_`` (n, r) and ``gamma`` (n, d) by module name.
 
@@ -169,7 +170,7 @@ class PeftAdapter(Saved):
         return draw_bases("peft", seed=config["projection_prng_key"], shapes=shapes, **drawn)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PeftLoRA(Saved):
     """A saved LoRA adapter: ``A`` (r, in) and ``B`` (out, r) by module name; r and α may be a module's own."""
 
@@ -199,7 +200,7 @@ class PeftLoRA(Saved):
         return LoRA(**given, rank=rank, alpha=alpha)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PeftVeRA(Saved):
     """A saved VeRA adapter: shared ``bases`` A (r, in_max), B (out_max, r); λ_b (out,) and λ_d (r,) by module name."""
 

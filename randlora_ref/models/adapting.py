@@ -1,6 +1,7 @@
 """What training begins with: adapters of any method by module name, for a model or a configuration, and weights."""
 
 import math
+import numbers
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -47,6 +48,10 @@ def adapt(
 
     Raises ValueError for an ending that no linear module has, for none at all, and for what the method does not have.
     """
+    kinds = {"model": Model | Config, "dialect": str | Dialect | None, "kind": str | numbers.Real | None}
+    for name, value in (("model", model), ("dialect", dialect), ("kind", kind)):
+        checks.instance(name, value, kinds[name])
+    checks.choice("dtype", dtype, (None, "float16", "float32", "float64"))
     checks.choice("method", method, METHODS)
     start, usual, takes = METHODS[method]
     given = {"rank": rank, "count": count, "dialect": dialect, "kind": kind, "alpha": alpha, "scaling": scaling}
@@ -119,7 +124,10 @@ def chosen_modules(config: Config, modules: Iterable[str] | None) -> dict[str, t
         modules = [one.name for one in inside if one.linear]
     elif isinstance(modules, str):
         modules = [name for name in shapes if name != "lm_head"] if modules == "all-linear" else [modules]
-    endings = list(modules) if isinstance(modules, Iterable) else []
+    endings = list(modules) if isinstance(modules, Iterable) and not hasattr(modules, "ndim") else []
+    for end in endings:
+        if not isinstance(end, str):
+            raise ValueError(f"modules: {end!r}; it must be the name or the ending of a linear module's name")
     if not endings:
         raise ValueError(f"modules: {modules!r}; it must be a name or an ending of names, or list at least one")
     named = {end: {name for name in shapes if f".{name}".endswith(f".{end}")} for end in endings}

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .. import arrays, nn
+from .. import arrays, checks, nn
 from .config import Tower
 from .core import Array, Gradients, Model, ModelCache
 
@@ -91,6 +91,7 @@ class CausalModel(Model):
 
     def backward(self, cache: ModelCache, *, weights: bool = False, inputs: bool = False) -> Gradients:
         """The gradients of L; ``weights`` adds every saved tensor's, ``inputs`` the embedded tokens' (B, T, k)."""
+        checks.instance("cache", cache, ModelCache)
         (tower,), (tower_cache, head), grads = self.towers, cache.parts, Gradients(weights)
         if weights or tower.outer["head"].name in self.adapters:
             d_logits = self.xp.reshape(cache.d_logits(), cache.logits.shape)

@@ -108,6 +108,7 @@ class Config:
                 continue
             if expected is int:  # an id may count from the vocabulary's end
                 value = checks.integer(key, value, -getattr(self, "vocab_size", 0) if key.endswith("_id") else 1)
+                checks.room(key, max(value, 1))
             elif expected is float:
                 value = checks.number(key, value, **LIMITS.get(key, {"least": 0.0}))
             elif not isinstance(value, expected):

@@ -120,6 +120,10 @@ class Model:
         wanted = getattr(self.xp, dtype or self.precision)
         return {saved: arrays.astype(self.xp, x, wanted) for saved, x in merged.items()}
 
+    def __repr__(self) -> str:
+        held = f"{len(self.weights)} weights in {self.precision}, {len(self.adapters)} adapters"
+        return f"<{type(self).__name__}: {len(self.modules)} modules, {held}>"
+
     def replace(self, adapters: Mapping[str, Adapter]) -> Self:
         """The same model with other adapters."""
         return type(self)(self.config, self.weights, adapters)

@@ -139,6 +139,7 @@ def activation(x: Array, kind: str) -> tuple[Array, Array]:
 
 def activation_backward(dy: Array, slope: Array) -> Array:
     """∂L/∂x = dy∘f′(x)."""
+    checks.namespace(slope=slope)
     checks.cotangent("dy", dy, tuple(slope.shape), slope)
     return dy * slope
 
@@ -154,6 +155,6 @@ def gated(gate: Array, up: Array, kind: str = "silu") -> tuple[Array, Any]:
 
 def gated_backward(dy: Array, cache: Any) -> tuple[Array, Array]:
     """∂L/∂gate = dy∘up∘f′(gate) and ∂L/∂up = dy∘f(gate)."""
-    value, slope, up = cache
+    value, slope, up = checks.kept(cache, 3)
     checks.cotangent("dy", dy, tuple(up.shape), up)
     return dy * up * slope, dy * value

@@ -89,7 +89,7 @@ def additive_mask(like: Array, size: int, *, causal: bool = False, mask: Array |
 
 def check_mask(mask: Array | None, batch: int, size: int) -> None:
     """A ValueError unless ``mask`` is None, or made for ``batch`` sequences of ``size`` tokens."""
-    if mask is not None and (mask.shape[0] not in (1, batch) or mask.shape[-1] != size):
+    if mask is not None and (mask.ndim != 5 or mask.shape[0] not in (1, batch) or mask.shape[-1] != size):
         raise ValueError(f"mask: for {tuple(mask.shape)}; it must be for a batch of {batch} and {size} tokens")
 
 
@@ -112,6 +112,6 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> tuple[
 
 def attention_backward(do: Array, cache: Any) -> tuple[Array, Array, Array]:
     """(∂L/∂q, ∂L/∂k, ∂L/∂v), of the shapes of q, k and v, of ∂L/∂o (B, H, T, h)."""
-    (batch, key_heads, rows, width), size = cache[0].shape, cache[1].shape[2]
+    (batch, key_heads, rows, width), size = checks.kept(cache, 4)[0].shape, cache[1].shape[2]
     xp = checks.cotangent("do", do, (batch, key_heads * rows // size, size, width), cache[0])
     return attend_backward(xp, do, cache)

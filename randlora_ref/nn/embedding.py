@@ -45,7 +45,7 @@ def embedding(ids: Array, table: Array, *, checked: bool = False) -> tuple[Array
 
 def embedding_backward(dy: Array, cache: Any) -> Array:
     """∂L/∂table (V, k): row v is Σ dy over the positions where ids = v."""
-    ids, table = cache
+    ids, table = checks.kept(cache, 2)
     xp = checks.cotangent("dy", dy, (*ids.shape, table.shape[1]), table)
     return sum_by_id(xp, arrays.as_rows(xp, dy), xp.reshape(ids, (-1,)), table.shape[0])
 
@@ -65,7 +65,7 @@ def patches(pixels: Array, size: int) -> tuple[Array, tuple[Array, int]]:
 
 def patches_backward(dy: Array, cache: tuple[Array, int]) -> Array:
     """∂L/∂pixels (B, C, H, W): every pixel is in one patch, so the rows are laid back."""
-    pixels, size = cache
+    pixels, size = checks.kept(cache, 2)
     b, c, h, w = pixels.shape
     xp = checks.cotangent("dy", dy, (b, (h // size) * (w // size), c * size * size), pixels)
     y = arrays.permute(xp, xp.reshape(dy, (b, h // size, w // size, c, size, size)), (0, 3, 1, 4, 2, 5))

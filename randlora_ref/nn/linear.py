@@ -50,6 +50,7 @@ def linear(
     x: Array, weight: Array, bias: Array | None = None, adapter: Adapter | None = None
 ) -> tuple[Array, LinearCache]:
     """y (…, out) of x (…, in), weight (out, in) and bias (out,) or None; ``adapter`` adds its ΔW."""
+    checks.instance("adapter", adapter, Adapter | None)
     xp = checks.floats(x=x, weight=weight)  # an adapter takes float16, nn does not
     if adapter is None:
         if weight.ndim != 2:
@@ -60,5 +61,5 @@ def linear(
 
 def linear_backward(dy: Array, cache: LinearCache, *, weight_grad: bool = False) -> tuple[Array, Any]:
     """∂L/∂x (…, in), and the adapter's gradients, or ``LinearGrads``; that of W if asked for."""
-    xp = checks.cotangent("dy", dy, (*cache.x.shape[:-1], cache.weight.shape[0]), cache.x)
+    xp = checks.cotangent("dy", dy, (*checks.kept(cache, 5).x.shape[:-1], cache.weight.shape[0]), cache.x)
     return project_backward(xp, dy, cache, weight_grad)

@@ -91,7 +91,9 @@ def cross_entropy_backward(cache: Any, dloss: Any = 1.0, *, through: Array | Non
 
     Of a large vocabulary ∂L/∂logits is by far the largest array of a model; through W it is never held whole on NumPy.
     """
-    xp = checks.floats(cache=cache[0], through=through)
+    xp = checks.floats(cache=checks.kept(cache, 5)[0], through=through)
+    if through is not None and (through.ndim != 2 or through.shape[0] != cache[0].shape[1]):
+        raise ValueError(f"through: shape {tuple(through.shape)}; it must be ({cache[0].shape[1]}, k)")
     return mean_loss_backward(xp, cache, checks.scalar("dloss", dloss, cache[0]), through)
 
 
@@ -116,7 +118,7 @@ def contrastive(texts: Array, images: Array, log_scale: Array) -> tuple[Array, A
 
 def contrastive_backward(cache: Any, dloss: Any = 1.0) -> tuple[Array, Array, Array]:
     """(∂L/∂texts, ∂L/∂images, ∂L/∂log_scale): dZ = ½(rows' + columns'ᵀ), and Z is its own slope in log_scale."""
-    logits, texts, images, scale, text_cache, image_cache = cache
+    logits, texts, images, scale, text_cache, image_cache = checks.kept(cache, 6)
     xp, half = checks.floats(cache=logits), 0.5 * checks.scalar("dloss", dloss, logits)
     dZ = mean_loss_backward(xp, text_cache, half) + mean_loss_backward(xp, image_cache, half).T  # (N, N)
     return scale * (dZ @ images), scale * (dZ.T @ texts), xp.sum(dZ * logits)

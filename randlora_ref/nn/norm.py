@@ -94,7 +94,7 @@ def rms_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> tuple[A
 
 def norm_backward(dy: Array, cache: Any, *, weight_grad: bool = False) -> tuple[Array, NormGrads]:
     """∂L/∂x (…, k) of ∂L/∂y, for either norm; the gradients of weight and bias if ``weight_grad``."""
-    xp = checks.cotangent("dy", dy, tuple(cache[0].shape), cache[0])
+    xp = checks.cotangent("dy", dy, tuple(checks.kept(cache, 5)[0].shape), cache[0])
     return apply_norm_backward(xp, dy, cache, weight_grad)
 
 
@@ -112,6 +112,6 @@ def normalize(x: Array) -> tuple[Array, Any]:
 
 def normalize_backward(dy: Array, cache: Any) -> Array:
     """∂L/∂x = (dy − y·⟨y, dy⟩)/|x|: the part of dy along y cannot change a unit vector."""
-    y, length, m = cache
+    y, length, m = checks.kept(cache, 3)
     xp = checks.cotangent("dy", dy, tuple(y.shape), y)
     return (dy - y * xp.sum(y * dy, axis=-1, keepdims=True)) / length / m  # m·length may overflow

@@ -88,6 +88,7 @@ def rotary_tables(like: Array, size: int, width: int, theta: float, scaling: Any
     """
     xp, device = checks.floats(like=like), arrays.on(arrays.device_of(like))
     size, width = checks.integer("size", size), checks.integer("width", width)
+    checks.room("size", size, width, itemsize=8)
     theta = checks.number("theta", theta, above=0.0)
     if width % 2:
         raise ValueError(f"width: {width}; it must be even, for a head's coordinates are turned in pairs")
@@ -103,7 +104,7 @@ def rotary_tables(like: Array, size: int, width: int, theta: float, scaling: Any
 
 def check_tables(name: str, shape: tuple[int, ...], tables: tuple[Array, Array]) -> None:
     """A ValueError unless ``tables`` turn an array of ``shape`` (…, T, h)."""
-    cos, sin = tables
+    cos, sin = checks.kept(tables, 2, "tables")
     if tuple(shape[-2:]) != (cos.shape[0], 2 * cos.shape[-1]):
         raise ValueError(
             f"{name}: shape {tuple(shape)}; it must be (…, {cos.shape[0]}, {2 * cos.shape[-1]}) for these tables"
@@ -113,11 +114,11 @@ def check_tables(name: str, shape: tuple[int, ...], tables: tuple[Array, Array])
 
 def rotary(x: Array, tables: tuple[Array, Array], *, name: str = "x") -> tuple[Array, tuple[Array, Array]]:
     """y (…, T, h) = x (…, T, h) turned; the cache is the tables. Errors call x by its ``name``."""
-    xp = checks.floats(cos=tables[0], sin=tables[1], **{name: x})
+    xp = checks.floats(cos=checks.kept(tables, 2, "tables")[0], sin=tables[1], **{name: x})
     check_tables(name, x.shape, tables)
     return rotate(xp, x, *tables), tables
 
 
 def rotary_backward(dy: Array, tables: tuple[Array, Array]) -> Array:
     """∂L/∂x: dy turned back."""
-    return rotary(dy, (tables[0], -tables[1]), name="dy")[0]
+    return rotary(dy, (checks.kept(tables, 2, "tables")[0], -tables[1]), name="dy")[0]

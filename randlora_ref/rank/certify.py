@@ -6,6 +6,7 @@ the certificate says ``at_most_probable``, with a bound on the chance that it er
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import arrays, checks
 from .exact import PRIME_BITS, Progress, minor_bits, primes, rank_modulo, silent
 from .factors import Sum, read, sha256, shape, work
 from .structure import Bound, bounds, candidates
@@ -39,6 +41,7 @@ class RankCertificate:
     method: str
     primes: tuple[int, ...]
     details: dict[str, Any]
+    __repr__ = arrays.brief
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain Python values."""
@@ -73,9 +76,10 @@ def certify_rank(
     Raises ValueError for empty, mismatched or non-finite factors and for a negative ``work_limit``, TypeError
     for dtypes other than float16/32/64 and integers (hold bfloat16 in float32: the values are the same).
     """
-    if not work_limit >= 0:
-        raise ValueError(f"work_limit: {work_limit}; it must be at least 0")
-    return _Search(read(source), work_limit, seed, progress or silent).certificate()
+    if not (isinstance(work_limit, float) and work_limit == math.inf):
+        work_limit = checks.number("work_limit", work_limit, least=0.0)
+    checks.instance("progress", progress, Callable | None)
+    return _Search(read(source), work_limit, checks.seed(seed), progress or silent).certificate()
 
 
 @lru_cache(maxsize=4)

@@ -1,15 +1,16 @@
 """The rank of an update over the first steps of gradient descent on a quadratic loss."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from .. import arrays, checks
+from .. import checks
 from ..arrays import Reshaped
-from ..spec import Orientation, Pairing, delta_weight, layer_bases, pullback, term_basis
+from ..bases import Bases
+from ..spec import Orientation, Pairing, delta_weight, khatri_rao, layer_bases, pullback, sides, term_basis
 from .certify import RankCertificate, certify_rank
 from .exact import Progress
-from .factors import Sum, randlora_factors
+from .factors import Sum, randlora_factors, read_array
 
 
 class Descent(NamedTuple):
@@ -45,14 +46,27 @@ def rank_after_steps(
     """
     steps = checks.integer("steps", steps, least=0)
     largest_move = checks.number("largest_move", largest_move, above=0.0)
+    scaling, shape = checks.number("scaling", scaling), checks.layer_shape(shape)
+    checks.choice("pairing", pairing, get_args(Pairing))
+    checks.choice("orientation", orientation, get_args(Orientation))
     checks.namespace(A=A, B=B, lambda_=lambda_, gamma=gamma)
-    A, B, lambda_, gamma = (arrays.to_numpy(a).astype(np.float64) for a in (A, B, lambda_, gamma))
-    target = np.random.default_rng(seed).standard_normal(shape)
+    axes = {"A": (A, 2), "B": (B, 3), "lambda_": (lambda_, 2), "gamma": (gamma, 2)}
+    A, B, lambda_, gamma = (read_array(a, name, (k,)).astype(np.float64) for name, (a, k) in axes.items())
+    n, (D, d) = len(lambda_), sides(shape, orientation)
+    Bases(A, B).slice(n, D, d)
+    checks.shape("lambda_", lambda_, (n, len(A)))
+    checks.shape("gamma", gamma, (n, d))
+    checks.room("shape", *shape, itemsize=8)
+    checks.room("steps", steps, lambda_.size + gamma.size, itemsize=8)
+    target = np.random.default_rng(checks.seed(seed)).standard_normal(shape)
     A, B = layer_bases(A, B, len(lambda_), shape, orientation)
     B = np.stack([term_basis(B, j, pairing) for j in range(len(lambda_))])  # from here on the pairing is literal
-    factors, losses = [], []
+    beside = np.concatenate(list(B), axis=1)[None]  # [B_1 … B_n] (1, D, n·r): with K the sum is one product
+    factors, losses, ones = [], [], np.ones((1, A.shape[1]))
     for step in range(steps + 1):
-        G = delta_weight(A, B, lambda_, gamma, shape, scaling, orientation=orientation) - target  # ∂L/∂ΔW
+        K = np.concatenate(list(khatri_rao(A, gamma)))  # (n·r, d)
+        delta = delta_weight(K, beside, lambda_.reshape(1, -1), ones, shape, scaling, orientation=orientation)
+        G = delta - target  # ∂L/∂ΔW
         losses.append(float((G**2).sum() / 2))
         terms = randlora_factors(A, B, lambda_, gamma)
         reshaped = orientation == "reshape" and shape[0] > shape[1]

@@ -10,6 +10,7 @@ GPT-2 code reshapes its sum: ((Reshaped(sum, (out, in)),),).
 
 import hashlib
 import math
+import stat
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -31,6 +32,7 @@ Product: TypeAlias = tuple[Factor, ...]
 Sum: TypeAlias = tuple[Product, ...]
 
 CHUNK = 512  # longest contraction between two calls of ``Ring.tidy``; rank/exact.py says why
+MOST_BYTES = 1 << 31  # that a file of factors may unpack to
 UNREADABLE = (OSError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
@@ -57,9 +59,9 @@ def read(source: Any) -> Sum:
     Raises ValueError, naming the factor, for a wrong shape, an empty or a non-finite one; TypeError for complex
     numbers and whatever is not a number.
     """
-    if not hasattr(source, "factors"):
-        return _read_sum(source) if isinstance(source, tuple | list) else _read_matrix(source)
-    terms = _read_sum(source.factors())
+    given = source.factors() if hasattr(source, "factors") else source
+    terms = _read_sum(given) if isinstance(given, tuple | list) else _read_matrix(given)
+    checks.room("factors", *shape(terms), itemsize=8)
     if checks.number("scaling", float(getattr(source, "scaling", 1.0))):
         return terms
     rows, columns = shape(terms)
@@ -67,7 +69,7 @@ def read(source: Any) -> Sum:
 
 
 def _read_matrix(value: Any) -> Sum:
-    return ((_read_array(value, "matrix", (2,)),),)
+    return ((read_array(value, "matrix", (2,)),),)
 
 
 def _read_sum(value: Any, name: str = "factors") -> Sum:
@@ -95,10 +97,11 @@ def _read_factor(value: Any, name: str) -> Factor:
         if math.prod(value.shape) != math.prod(shape(terms)):
             raise ValueError(f"{name}: {shape(terms)} reshaped to {value.shape}; it must have as many entries")
         return Reshaped(terms, value.shape)
-    return _read_sum(value, name) if isinstance(value, tuple | list) else _read_array(value, name)
+    return _read_sum(value, name) if isinstance(value, tuple | list) else read_array(value, name)
 
 
-def _read_array(value: Any, name: str, dimensions: tuple[int, ...] = (1, 2)) -> Matrix:
+def read_array(value: Any, name: str, dimensions: tuple[int, ...] = (1, 2)) -> Matrix:
+    """A finite array of real numbers with one of these numbers of ``dimensions``."""
     arrays.namespace_of(name, value)
     array = arrays.to_numpy(value)
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
@@ -119,7 +122,11 @@ def load_factors(path: str | Path) -> Sum:
     No pickle is read, so a file can run no code. Raises ValueError, in one line, for what cannot be read.
     """
     try:
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise ValueError("it is no regular file")
+        with zipfile.ZipFile(path) as packed, np.load(path, allow_pickle=False) as archive:
+            if (size := sum(one.file_size for one in packed.infolist())) > MOST_BYTES:
+                raise ValueError(f"it unpacks to {size} bytes; at most {MOST_BYTES} are read")
             return _stored_sum({name: np.asarray(archive[name]) for name in archive.files})
     except (*UNREADABLE, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -140,6 +147,7 @@ def _stored_sum(stored: dict[str, Matrix]) -> Sum:
 def randlora_factors(A: Any, B: Any, lambda_: Any, gamma: Any) -> Sum:
     """The n products (B_j, Λ_j, A, Γ_j) of Eq. 4, of A (r, d), B (n, D, r), lambda_ (n, r), gamma (n, d)."""
     for name, array, dimensions in (("A", A, 2), ("B", B, 3), ("lambda_", lambda_, 2), ("gamma", gamma, 2)):
+        arrays.namespace_of(name, array)
         if array.ndim != dimensions:
             raise ValueError(f"{name}: {array.ndim} dimensions; it must have {dimensions}")
         if name != "A" and len(array) != len(B):

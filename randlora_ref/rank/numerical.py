@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import checks
+from .. import arrays, checks
 from .factors import FLOATS, Floats, evaluate, read
 
 
@@ -27,6 +27,7 @@ class Spectrum:
     stable_rank: float  # Σσ²/σ_1²
     effective_rank: float  # exp of the entropy of σ/Σσ (Roy & Vetterli, 2007)
     source: str  # what was decomposed
+    __repr__ = arrays.brief
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain Python values."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import checks
 from ..arrays import Reshaped
 from .factors import Factor, Matrix, Product, Sum, is_thick, shape
 
@@ -36,7 +37,8 @@ class Candidate(NamedTuple):
 def predicted_rank(columns: int, zero_probability: float, rank: int) -> tuple[float, float]:
     """(mean, standard deviation) of the number of columns of A (rank, columns) that are not all zero, when its
     entries are zero independently: d(1 − P0^r). It is the rank of ΔW where nothing else lowers it."""
-    dead = zero_probability**rank
+    columns, rank = checks.integers_of(columns=columns, rank=rank)
+    dead = checks.number("zero_probability", zero_probability, least=0.0, below=math.nextafter(1, 2)) ** rank
     return columns * (1 - dead), math.sqrt(columns * dead * (1 - dead))
 
 

@@ -146,7 +146,7 @@ def backends() -> tuple[dict[str, Backend], dict[str, str]]:
 def machine(backends: Mapping[str, Backend]) -> dict[str, Any]:
     """What computes: versions by name, the processor, NumPy's BLAS, and the current GPU of a backend that has one."""
     blas, info = np.show_config(mode="dicts")["Build Dependencies"]["blas"], Path("/proc/cpuinfo")
-    names = re.findall("^model name\\s*: (.+)", info.read_text(), re.MULTILINE) if info.exists() else []
+    names = re.findall("^model name\\s*: (.+)", info.read_text(encoding="utf-8"), re.MULTILINE) if info.exists() else []
     versions = {"randlora_ref": __version__, "python": platform.python_version(), "numpy": np.__version__}
     found = {"processor": [*names, platform.machine()][0], "blas": f"{blas['name']} {blas['version']}"}
     if "cupy" in backends:

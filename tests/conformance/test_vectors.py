@@ -32,9 +32,11 @@ from randlora_ref.conformance import vectors as v
 from randlora_ref.conformance.report import choose
 
 FOLDER = v.STORED
-SCHEMA = json.loads((FOLDER / "schema.json").read_text())
-NEGATIVE = json.loads((FOLDER / "negative.json").read_text())["cases"]
-RAW = {case["id"]: case for name in v.FILES for case in json.loads((FOLDER / name).read_text())["cases"]}
+SCHEMA = json.loads((FOLDER / "schema.json").read_text(encoding="utf-8"))
+NEGATIVE = json.loads((FOLDER / "negative.json").read_text(encoding="utf-8"))["cases"]
+RAW = {
+    case["id"]: case for name in v.FILES for case in json.loads((FOLDER / name).read_text(encoding="utf-8"))["cases"]
+}
 AGAIN = "the stored vectors are not what their generator writes; run: python tests/conformance/make_vectors.py"
 
 
@@ -67,12 +69,12 @@ def test_published_files_keep_their_bytes() -> None:
 
 def test_size_and_ids() -> None:
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 1_000_000
-    lines = [line for name in v.FILES for line in (FOLDER / name).read_text().split("\n")[1:-2]]
+    lines = [line for name in v.FILES for line in (FOLDER / name).read_text(encoding="utf-8").split("\n")[1:-2]]
     assert len(lines) == len(RAW) == len(stored_cases())  # ids are unique
     assert statistics.median(map(len, lines)) < 4096
     assert (FOLDER / "block.json").stat().st_size < 150_000
-    for name, row in json.loads((FOLDER / "MANIFEST.json").read_text())["files"].items():
-        assert row["cases"] == len(json.loads((FOLDER / name).read_text())["cases"]), name
+    for name, row in json.loads((FOLDER / "MANIFEST.json").read_text(encoding="utf-8"))["files"].items():
+        assert row["cases"] == len(json.loads((FOLDER / name).read_text(encoding="utf-8"))["cases"]), name
 
 
 def test_every_file_and_a_request_keep_to_the_schema() -> None:
@@ -80,7 +82,7 @@ def test_every_file_and_a_request_keep_to_the_schema() -> None:
     validator.check_schema(SCHEMA)
     for path in FOLDER.glob("*.json"):
         if path.name != "schema.json":
-            validator.validate(json.loads(path.read_text()))
+            validator.validate(json.loads(path.read_text(encoding="utf-8")))
     new = [case.id for case in stored_cases() if case.id.startswith("dialects-")]
     for name in ("exact-001-hand-3x2", "dropout-001-tall-literal", "block-002-llama", "random-nlg-0-2", *new):
         request = {"version": 1, "case": v.case_to_json(find_case(name))}
@@ -222,7 +224,7 @@ def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
 def test_the_exact_tier_has_one_hash() -> None:
     exact = [c for c in choose("layer", None, None) if c.tier == "exact" and not c.id.startswith("sliced")]
     results = ((c.id, {k: x for k, x in reference(c).items() if k in c.wanted}) for c in exact)
-    manifest = json.loads((FOLDER / "MANIFEST.json").read_text())
+    manifest = json.loads((FOLDER / "MANIFEST.json").read_text(encoding="utf-8"))
     assert exact_digest(results) == manifest["exact_sha256"]
     by_hand = hashlib.sha256(b"a y 1 -2\na dx 3\n").hexdigest()
     assert exact_digest([("a", {"y": np.array([[1.0, -2.0]]), "dx": np.array(3)})]) == by_hand
@@ -240,7 +242,7 @@ def test_worked_example_is_stored_as_it_was_worked_out() -> None:
 
 def test_both_pairings_and_every_flag_are_there() -> None:
     seen = {flag for case in stored_cases() for flag in case.notes}
-    notes = json.loads((FOLDER / "MANIFEST.json").read_text())["notes"]
+    notes = json.loads((FOLDER / "MANIFEST.json").read_text(encoding="utf-8"))["notes"]
     assert seen == set(notes)
     assert {case.pairing for case in stored_cases() if case.kind == "layer"} == {"literal", "crossed"}
     assert {case.kind for case in stored_cases()} == {"layer", "bases", "start", "count", "rank", "block"}

@@ -97,7 +97,7 @@ def theirs(name: str, folder: Path, exact: bool) -> Any:
         _replace_float32(torch, model)
     return SimpleNamespace(
         torch=torch, model=model, weights=weights, parameters=parameters,
-        config=json.loads((folder / "config.json").read_text()),
+        config=json.loads((folder / "config.json").read_text(encoding="utf-8")),
     )  # fmt: skip
 
 

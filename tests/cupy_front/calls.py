@@ -152,7 +152,7 @@ def report(stand_in: Any, write: bool) -> None:
         measure(ledger)
     print(json.dumps(ledger.rows))
     if write:
-        record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+        record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
         record[stand_in.cupy.__version__] = ledger.rows
         versions = []
         for version, rows in sorted(record.items()):

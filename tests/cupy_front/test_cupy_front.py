@@ -46,7 +46,7 @@ def recorded() -> dict[str, Any]:
     """The same of the record, for the CuPy installed; read by the name of the wheel, for CuPy is not imported here."""
     from importlib.metadata import packages_distributions, version
 
-    record = json.loads(RUN.with_name("launches.json").read_text())
+    record = json.loads(RUN.with_name("launches.json").read_text(encoding="utf-8"))
     found = version(packages_distributions()["cupy"][0])
     assert found in record, f"CuPy {found}: not in launches.json, which has {', '.join(record)}"
     return record[found]

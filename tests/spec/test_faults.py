@@ -12,7 +12,7 @@ from spec import parts, proof
 
 from randlora_ref.spec import block
 
-SOURCE = Path(block.__file__).read_text()
+SOURCE = Path(block.__file__).read_text(encoding="utf-8")
 
 FAULTS = """
 ε outside the mean square's root

@@ -280,7 +280,7 @@ def outcome(fault: Fault, folder: Path) -> dict[str, Any]:
     """What the audit and the tests see of a fault, each by the part it is in."""
     shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
     path = folder / PACKAGE.name / fault.file
-    path.write_text(path.read_text().replace(fault.old, fault.new))
+    path.write_text(path.read_text(encoding="utf-8").replace(fault.old, fault.new))
     files = sorted({str(TESTS / DRAW[part][0]) for part in fault.parts})
     chosen = " or ".join(f"({DRAW[part][1]})" for part in fault.parts)
     command = [sys.executable, "-c", RUN, str(folder), " ".join(fault.parts), *files, "-k", chosen]
@@ -324,7 +324,7 @@ def test_each_fault_is_one_place_and_every_file_has_one() -> None:
     read by ``interop`` and by the crosscheck with ``transformers`` and PEFT.
     """
     for name, fault in ALL.items():
-        assert (PACKAGE / fault.file).read_text().count(fault.old) == 1, name
+        assert (PACKAGE / fault.file).read_text(encoding="utf-8").count(fault.old) == 1, name
     files = {str(path.relative_to(PACKAGE)) for room in ("nn", "models") for path in (PACKAGE / room).glob("*.py")}
     assert files - {f"models/{name}.py" for name in ("adapting", "load", "layers")} <= {
         fault.file for fault in ALL.values()
