@@ -108,18 +108,17 @@ def build(
 ) -> Any:
     """The model of ``kind`` with weights ``tensors``, and with an adapter that is saved in a folder, or read."""
     checks.choice("dtype", dtype, (None, "float32", "float64"))
-    shapes, modules = shapes_of(config, kind.BASE), modules_of(config, kind.BASE)
+    shapes, modules, adapters = shapes_of(config, kind.BASE), modules_of(config, kind.BASE), {}
     saved: Saved | None = read_peft(adapter, shapes) if isinstance(adapter, (str, Path)) else adapter
     trained = {key: x for key, x in tensors.items() if ".modules_to_save." in key}
     weights = gather({key: x for key, x in tensors.items() if key not in trained}, config, kind.BASE)
     learned = [] if saved is None else [x for field in saved.LEARNED for x in getattr(saved, field).values()]
     widest = "float64" if "float64" in map(arrays.dtype_name, (*weights.values(), *learned)) else "float32"
     with checks.naming(adapter if isinstance(adapter, (str, Path)) else "adapter"):
-        config, weights = trained_beside(
-            kind.BASE, config, weights, trained if saved is None else trained | saved.extra
-        )
-        saved = saved and saved.to(dtype or widest, xp, device)
-        adapters = {modules[name].name: saved.layer(name, shapes[name]) for name in saved.modules} if saved else {}
+        if saved is not None:
+            saved, trained = saved.to(dtype or widest, xp, device), {**trained, **saved.extra}
+            adapters = {modules[name].name: saved.layer(name, shapes[name]) for name in saved.modules}
+        config, weights = trained_beside(kind.BASE, config, weights, trained)
     weights = {key: arrays.from_numpy(xp, x.astype(dtype or widest, copy=False), device) for key, x in weights.items()}
     return kind(config, weights, adapters)
 
@@ -127,7 +126,7 @@ def build(
 def trained_beside(base: str, config: Any, weights: Tensors, extra: Mapping[str, Array]) -> tuple[Any, Tensors]:
     """The configuration and the weights with what was trained beside an adapter in place of what is untrained.
 
-    A head, or its table, that was trained by itself is tied no longer.
+    A head, or its table, that was trained by itself is tied to the other no longer.
     """
     trained = {key: arrays.to_numpy(x) for key, x in extra.items() if ".original_module." not in key}
     trained = {key: x for key, x in trained.items() if x.dtype.kind == "f"}  # a counter is no weight

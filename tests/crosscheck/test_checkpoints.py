@@ -180,6 +180,16 @@ def test_biases_and_modules_trained_beside(method: str, tmp_path: Path) -> None:
     assert "lm_head.weight" in read.weights
     close(ours(read, "gpt2", given), right)
 
+    import peft
+
+    save_peft(load_peft(tmp_path / "adapter"), tmp_path / "written")
+    whole = base("gpt2")
+    whole.load_state_dict({key.removeprefix("base_model.model."): x for key, x in renamed.items()}, strict=False)
+    settings = {key: x for key, x in renamed.items() if "transformer.wte" in key}
+    again = peft.PeftModel.from_pretrained(whole, str(tmp_path / "written")).double().eval()
+    again.load_state_dict(settings, strict=False)
+    np.testing.assert_array_equal(theirs(again, given), right)
+
 
 def test_a_second_adapter_has_a_folder_of_its_own(tmp_path: Path) -> None:
     import peft
