@@ -100,8 +100,8 @@ class Saved(ABC):
 
     @classmethod
     def from_peft(cls, what: str, x: Array) -> Array:
-        """A learned array in this package's layout, of one in PEFT's; and the other way round."""
-        return x
+        """A learned array in this package's layout, of one in PEFT's; and the other way round: Λ is transposed."""
+        return x.T if what == "lambda_" else x
 
     @classmethod
     def bases_from_peft(cls, A: Array, B: Array) -> Any:
@@ -143,11 +143,6 @@ class PeftAdapter(Saved):
     def _layer(self, name: str, given: dict[str, Any]) -> RandLoRA:
         settings: dict[str, Any] = {"rank": self.config["r"], "alpha": self.config["randlora_alpha"]}
         return RandLoRA(**given, **settings, bases=self.bases, dialect="peft")
-
-    @classmethod
-    def from_peft(cls, what: str, x: Array) -> Array:
-        """Λ is transposed."""
-        return x.T if what == "lambda_" else x
 
     @classmethod
     def bases_from_peft(cls, A: Array, B: Array) -> Bases:

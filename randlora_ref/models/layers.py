@@ -1,5 +1,6 @@
 """Which linear layers a base model has, from its configuration alone."""
 
+from pathlib import Path
 from typing import Any
 
 from .. import checks
@@ -20,5 +21,6 @@ def layer_shapes(base: Any) -> dict[str, tuple[int, int]]:
     for a model that is not here.
     """
     name = read_config(base).get("model_type")
-    checks.choice("model_type", name, KINDS)
+    with checks.naming(base if isinstance(base, (str, Path)) else "base"):
+        checks.choice("model_type", name, KINDS)
     return shapes_of(config_of(KINDS[name].CONFIG, base), KINDS[name].BASE)

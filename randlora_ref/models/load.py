@@ -22,7 +22,7 @@ from .config import Config, Module
 Array = Any
 ADAPTER = re.compile(r"(^|\.)(randlora|lora|vera)_")  # tensors of an adapter in a live state dict
 BUFFERS = re.compile(r"\.attn\.(bias|masked_bias)$|(^|\.)(inv_freq|original_inv_freq|position_ids)$")  # no weights
-WRAPPED = re.compile(r"\.base_layer(?=\.)|\.modules_to_save(\.default)?(?=\.)")  # what PEFT puts into a name
+WRAPPED = re.compile(r"\.(base_layer|original_module|modules_to_save(\.default)?)(?=\.)")  # PEFT's part of a name
 
 
 def read_config(config: Any) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def shapes_of(config: Config, base: str) -> dict[str, tuple[int, int]]:
 
 
 def gather(tensors: Mapping[str, Array], config: Config, base: str) -> Tensors:
-    """``tensors`` by saved name, without buffers and what PEFT keeps of an untrained original.
+    """``tensors`` by saved name, without buffers.
 
     ValueError for two names of one that hold different numbers, and for one that is not of floats.
     """
@@ -71,7 +71,7 @@ def gather(tensors: Mapping[str, Array], config: Config, base: str) -> Tensors:
     found = Tensors()
     for key, x in tensors.items():
         own = own_name(key)
-        if ".original_module." in key or (own not in names and BUFFERS.search(own)):
+        if own not in names and BUFFERS.search(own):
             continue
         one: Array = found.setdefault(names.get(own, own), x)
         if one is not x and not np.array_equal(one, x):
@@ -110,25 +110,26 @@ def build(
     checks.choice("dtype", dtype, (None, "float32", "float64"))
     shapes, modules, adapters = shapes_of(config, kind.BASE), modules_of(config, kind.BASE), {}
     saved: Saved | None = read_peft(adapter, shapes) if isinstance(adapter, (str, Path)) else adapter
-    weights = gather(tensors, config, kind.BASE)
+    trained = {key: x for key, x in tensors.items() if ".modules_to_save." in key}
+    weights = gather({key: x for key, x in tensors.items() if key not in trained}, config, kind.BASE)
     learned = [] if saved is None else [x for field in saved.LEARNED for x in getattr(saved, field).values()]
     widest = "float64" if "float64" in map(arrays.dtype_name, (*weights.values(), *learned)) else "float32"
-    if saved is not None:
-        with checks.naming(adapter if isinstance(adapter, (str, Path)) else "adapter"):
-            config, weights = trained_beside(kind.BASE, config, weights, saved.extra)
-            saved = saved.to(dtype or widest, xp, device)
+    with checks.naming(adapter if isinstance(adapter, (str, Path)) else "adapter"):
+        if saved is not None:
+            saved, trained = saved.to(dtype or widest, xp, device), {**trained, **saved.extra}
             adapters = {modules[name].name: saved.layer(name, shapes[name]) for name in saved.modules}
+        config, weights = trained_beside(kind.BASE, config, weights, trained)
     weights = {key: arrays.from_numpy(xp, x.astype(dtype or widest, copy=False), device) for key, x in weights.items()}
     return kind(config, weights, adapters)
 
 
 def trained_beside(base: str, config: Any, weights: Tensors, extra: Mapping[str, Array]) -> tuple[Any, Tensors]:
-    """The configuration and the weights with what was trained beside an adapter in the place of the checkpoint's.
+    """The configuration and the weights with what was trained beside an adapter in place of what is untrained.
 
-    A head, or its table, that was trained by itself is tied no longer.
+    A head, or its table, that was trained by itself is tied to the other no longer.
     """
-    trained = {key: arrays.to_numpy(x) for key, x in extra.items()}
-    trained = {key: x for key, x in trained.items() if x.dtype.kind == "f"}
+    trained = {key: arrays.to_numpy(x) for key, x in extra.items() if ".original_module." not in key}
+    trained = {key: x for key, x in trained.items() if x.dtype.kind == "f"}  # a counter is no weight
     if getattr(config, "tie_word_embeddings", False):
         head, table = (f"{config.towers()[0].outer[role].name}.weight" for role in ("head", "embed_tokens"))
         if {head, table, table.removeprefix(base)} & set(map(own_name, trained)):

@@ -159,3 +159,104 @@ def test_from_folders_live_and_back(name: str, method: str, tmp_path: Path) -> N
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     close(theirs(merged.eval(), given), right)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_biases_and_modules_trained_beside(method: str, tmp_path: Path) -> None:
+    """A head that is tied no longer, every bias, a norm: from the folder and live."""
+    model = adapted(
+        base("gpt2"), method, among="", target_modules=["c_attn"], bias="all", modules_to_save=["lm_head", "ln_f"]
+    )
+    random(model, "transformer.wte")
+    model.save_pretrained(tmp_path / "adapter")
+    frozen = {key: x for key, x in model.state_dict().items() if "modules_to_save" not in key}
+    kind, given = models.GPT2, inputs("gpt2")
+    right = theirs(model, given)
+    live = kind.from_state_dict(model.config, model.state_dict(), adapter=model.peft_config["default"])
+    close(ours(live, "gpt2", given), right)
+    weights = {key: x for key, x in frozen.items() if not any(f"{part}_" in key for part in METHODS)}
+    renamed = {key.replace(".original_module", ""): x for key, x in weights.items() if "lm_head" not in key}
+    read = kind.from_state_dict(model.config, renamed, adapter=tmp_path / "adapter")
+    assert "lm_head.weight" in read.weights
+    close(ours(read, "gpt2", given), right)
+
+    import peft
+
+    save_peft(load_peft(tmp_path / "adapter"), tmp_path / "written")
+    whole = base("gpt2")
+    whole.load_state_dict({key.removeprefix("base_model.model."): x for key, x in renamed.items()}, strict=False)
+    settings = {key: x for key, x in renamed.items() if "transformer.wte" in key}
+    again = peft.PeftModel.from_pretrained(whole, str(tmp_path / "written")).double().eval()
+    again.load_state_dict(settings, strict=False)
+    np.testing.assert_array_equal(theirs(again, given), right)
+
+
+def test_a_second_adapter_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    import peft
+
+    model = adapted(base("llama"), "lora", target_modules=["q_proj"])
+    model.add_adapter("second", peft.LoraConfig(r=2, lora_alpha=3, target_modules=["v_proj"]))
+    random(model, "lora_")
+    model.save_pretrained(tmp_path)
+    base("llama").save_pretrained(tmp_path / "base")
+    for name, folder in (("default", tmp_path), ("second", tmp_path / "second")):
+        model.set_adapter(name)
+        read = models.Llama.from_pretrained(tmp_path / "base", adapter=folder)
+        close(ours(read, "llama", inputs("llama")), theirs(model, inputs("llama")))
+    with pytest.raises(ValueError, match=r"second.*: unknown"):
+        models.Llama.from_state_dict(model.config, model.state_dict(), adapter=model.peft_config["default"])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_lower_precisions_and_shards(dtype: str, tmp_path: Path) -> None:
+    """Value for value, from several files and live."""
+    import torch
+
+    model = base("llama").to(getattr(torch, dtype))
+    model.save_pretrained(tmp_path, max_shard_size="3KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    live = models.Llama.from_state_dict(model.config, model.state_dict())
+    read = models.Llama.from_pretrained(tmp_path)
+    state = model.state_dict()
+    for saved, x in read.weights.items():
+        np.testing.assert_array_equal(x, state[saved].float().numpy())
+        np.testing.assert_array_equal(x, live.weights[saved])
+
+
+def test_bases_that_are_not_saved(tmp_path: Path) -> None:
+    """Drawn for the shapes that the base model has."""
+    base("clip").save_pretrained(tmp_path / "base")
+    targets = ["q_proj", "fc1", "fc2"]
+    model = adapted(base("clip"), "randlora", target_modules=targets, save_projection=False)
+    model.save_pretrained(tmp_path / "adapter")
+    read = models.CLIP.from_pretrained(tmp_path / "base", adapter=tmp_path / "adapter")
+    close(ours(read, "clip", inputs("clip")), theirs(model, inputs("clip")))
+
+
+def test_padding_on_the_left() -> None:
+    """GPT-2's positions as ``generate`` has them."""
+    import torch
+
+    model, given = base("gpt2"), inputs("gpt2")
+    mask = np.array([[0, 0, 0, 1, 1, 1, 1], [1] * 7])
+    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+    read = models.GPT2.from_state_dict(model.config, model.state_dict())
+    _, cache = read.forward(**given, attention_mask=mask, position_ids=positions)
+    with torch.no_grad():
+        right = model(
+            torch.tensor(given["ids"]), attention_mask=torch.tensor(mask), position_ids=torch.tensor(positions)
+        ).logits.numpy()
+    close(cache.logits[mask == 1], right[mask == 1])
+
+
+@pytest.mark.parametrize(("config_class", "keys"), [
+    ("LoraConfig", {"use_dora": True}), ("LoraConfig", {"lora_bias": True}), ("IA3Config", {"feedforward_modules": []}),
+    ("LoraConfig", {"target_modules": ["wte"]}), ("LoraConfig", {"init_lora_weights": "pissa"}),
+])  # fmt: skip
+def test_other_methods_are_refused_by_name(config_class: str, keys: dict[str, Any], tmp_path: Path) -> None:
+    import peft
+
+    settings = {"target_modules": ["c_attn"], **keys}
+    peft.get_peft_model(base("gpt2").float(), getattr(peft, config_class)(**settings)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"adapter_(config\.json|model\.safetensors): "):
+        load_peft(tmp_path)

@@ -303,3 +303,18 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=match) as error:
             kind.from_pretrained(folder)
         assert str(folder / "config.json") in str(error.value)
+
+
+def test_the_readmes_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From folders to logits, gradients and merged weights, as they stand there."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (lines,) = [block for block in readme.split("```python\n") if block.startswith("from randlora_ref import models")]
+    _, _, _, given = checkpoint(tmp_path / "checkpoint", "GPT-2")
+    shapes = {"transformer.h.0.attn.c_attn": (36, 12)}
+    folders.adapter(tmp_path / "adapter", "randlora", folders.tensors("randlora", shapes))
+    monkeypatch.chdir(tmp_path)
+    known = {"ids": given["ids"], "labels": given["labels"]}
+    exec(lines.split("```")[0], known)
+    assert known["cache"].logits.shape == (3, 6, 13)
+    assert known["grads"]["transformer.h.0.attn.c_attn"].lambda_.shape == (4, 3)
+    assert known["merged"].keys() == known["model"].weights.keys()
