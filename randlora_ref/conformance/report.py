@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import arrays, checks
+from ..arrays import brief
 from ..rank.exact import Progress
 from .cases import KINDS, Case, of_dialect
 from .compare import MISSING, Absent, Mismatch, Verdict, judge
@@ -68,11 +69,13 @@ class Report:
     seconds: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
     causes: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
+    kinds: tuple[str, ...] = ()  # of the cases that passed
+    __repr__ = brief
 
     @property
     def at_fault(self) -> bool:
         """A failure, a result missing without a reason, or a pass where a failure is known: the list is out of date."""
-        missing = any(reason == MISSING for _, _, reason in self.absent)
+        missing = any(reason.startswith(MISSING) for _, _, reason in self.absent)
         return bool(self.failures or missing or self.details.get("unexpected"))
 
     @property
@@ -114,7 +117,9 @@ class Report:
         lines += [f"UNEXPECTED PASS: {id_}" for id_ in self.details.get("unexpected", ())]
         sums = f"{self.passed_cases} cases passed, {len(self.failures)} failed"
         sums += f", {len({case for case, _, _ in self.absent})} not fully checked, {self.seconds:.1f} s"
-        return [*lines, f"{self.target}: {'PASSED' if self.passed else 'FAILED'}, {sums}"]
+        left = [kind for kind in KINDS if kind not in self.kinds]
+        of = f" {', '.join(self.kinds)} (not checked: {', '.join(left)})" if self.kinds and left else ""
+        return [*lines, f"{self.target}: {f'PASSED{of}' if self.passed else 'FAILED'}, {sums}"]
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -250,4 +255,5 @@ def report_of(
     absent = tuple(row for verdict in verdicts for row in verdict.absent)
     passed = sum(not (verdict.wrong or verdict.absent) for verdict in verdicts)
     found = "; ".join(text if len(texts) == 1 else f"{kind}: {text}" for kind, text in texts.items())
-    return Report(target, passed, tuple(map(failure, failing)), absent, found, seconds, causes=causes)
+    kinds = tuple(dict.fromkeys(one.case.kind for one in verdicts if not (one.wrong or one.absent)))
+    return Report(target, passed, tuple(map(failure, failing)), absent, found, seconds, causes=causes, kinds=kinds)
