@@ -23,10 +23,12 @@ Refused everywhere: subclasses of NumPy's array but ``memmap`` (a matrix multipl
 entries), types that the array library does not have (bfloat16), and bytes in another order than this machine's.
 """
 
+import difflib
 import math
 import numbers
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -275,6 +277,21 @@ def choice(name: str, value: Any, allowed: Collection[Any], why: str = "") -> No
     """A ValueError unless ``value`` is one of ``allowed``, with the reason ``why``; an array is none."""
     if not any(isinstance(value, type(one)) and value == one for one in allowed):
         raise ValueError(f"{name}: {value!r}; it must be one of {', '.join(map(str, allowed))}{why}")
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Words for the end of a message: which of ``names`` is spelled most like ``name``; none if none is like it."""
+    found = difflib.get_close_matches(name, names, n=1)
+    return f"; the nearest there is {found[0]!r}" if found else ""
+
+
+@contextmanager
+def naming(what: Any) -> Iterator[None]:
+    """A KeyError, TypeError or ValueError inside becomes a ValueError that begins with ``what``, such as a file."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{what}: {error.args[0]}") from None
 
 
 def layer_shape(value: Any) -> tuple[int, int]:

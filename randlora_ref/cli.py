@@ -18,14 +18,12 @@ from typing import Any
 import numpy as np
 
 from . import __version__, checks
-from .terminal import WIDTH, Parser, Progress, plain, refuse, show, table
+from .terminal import EXAMPLES, WIDTH, Parser, Progress, plain, refuse, show, table
 
 EXTRAS = {"safetensors": "peft", "matplotlib": "plot", "hypothesis": "test"}  # else crosscheck
 REFUSALS = (ValueError, OSError, ImportError, MemoryError)  # of arguments, files, machine; all else is a fault of ours
-EXAMPLES = {
-    "verify": "--backend numpy", "check": "mymodule:randlora --kinds rank", "vectors": "vectors/", "dialects": "--json",
-    "rank": "--shape 64 48 --rank 8 --steps 2", "count": "--model Llama-3.2-3B --method randlora", "claims": "--seed 1",
-}  # fmt: skip
+DRAWN = {"shape": (64, 48), "rank": 8, "dialect": "paper", "kind": "dense", "seed": 0, "steps": 0}
+DRAWN |= dict.fromkeys(("lambda_start", "gamma_start"))  # what ``rank`` takes where it draws an update, with defaults
 Output = tuple[list[str], Any, bool]  # lines for a person, data for JSON, whether all is well
 
 
@@ -95,12 +93,14 @@ def _add_reports(add: Callable[..., argparse.ArgumentParser]) -> None:
     """The commands that tell of updates, of counts, of the paper and of dialects."""
     command = add(rank, "the proven rank of an update, from a file or folder, or from a shape, rank and seed")
     command.add_argument("source", nargs="?", help="a .npz of factors, or the folder of an adapter that PEFT saved")
-    command.add_argument("--shape", type=int, nargs=2, metavar=("OUT", "IN"), default=(64, 48), help="default: 64 48")
-    command.add_argument("--rank", type=int, default=8, help="of the bases (default: 8)")
-    command.add_argument("--dialect", default="paper", help="paper or peft (default: paper)")
-    command.add_argument("--kind", default="dense", help="dense, sparse, very_sparse, or a sparsity s (default: dense)")
-    command.add_argument("--seed", type=int, default=0, help="of the bases (default: 0)")
-    command.add_argument("--steps", type=int, default=0, help="gradient steps on a quadratic loss first (default: 0)")
+    command.add_argument("--base", metavar="CHECKPOINT", help="of the folder's adapter: its folder or config.json")
+    command.add_argument("--draw-dtype", help="in which PEFT drew bases that are not saved (default: bfloat16)")
+    command.add_argument("--shape", type=int, nargs=2, metavar=("OUT", "IN"), help="default: 64 48")
+    command.add_argument("--rank", type=int, help="of the bases (default: 8)")
+    command.add_argument("--dialect", help="paper or peft (default: paper)")
+    command.add_argument("--kind", help="dense, sparse, very_sparse, or a sparsity s (default: dense)")
+    command.add_argument("--seed", type=int, help="of the bases (default: 0)")
+    command.add_argument("--steps", type=int, help="gradient steps on a quadratic loss first (default: 0)")
     command.add_argument("--lambda-start", type=float, help="constant that fills Λ (default: the dialect's)")
     command.add_argument("--gamma-start", type=float, help="constant that fills Γ (default: the dialect's)")
     command.add_argument("--proof", action="store_true", help="each proof whole: minor, primes, hash of the factors")
@@ -108,6 +108,7 @@ def _add_reports(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--plot", metavar="FILE", help="write a plot of the spectrum there (plot extra)")
 
     command = add(count, "learned-parameter counts of named models and methods, beside the printed ones")
+    command.add_argument("folder", nargs="?", help="of an adapter that PEFT saved: its own counts, instead")
     command.add_argument("--model", help="one model only")
     command.add_argument("--method", help="one method only")
     command.add_argument("--rank", type=int, help="with --model and --method: the count at this rank")
@@ -189,36 +190,40 @@ def vectors(arguments: argparse.Namespace) -> Output:
 
 def rank(arguments: argparse.Namespace) -> Output:
     """``randlora-ref rank``."""
-    from .rank import certify_rank, plot_spectra, spectrum
+    from .rank import certify_rank, load_factors, plot_spectra, spectrum
 
     if arguments.plot is not None:
         importlib.import_module("matplotlib")  # said before the work if it is not there
-    spectra, lines, stored = {}, [], arguments.source is not None
+    settle(arguments)
+    spectra, lines, summary, stored = {}, [], [], arguments.source is not None
     data: dict[str, dict[str, Any]] = {"certificates": {}, "spectra": {}}
     with Progress() as progress:
-        if stored:
-            sources = stored_updates(arguments.source)
+        if stored and os.path.isdir(arguments.source):
+            certificates, sources, data["modules"], summary = folder_ranks(arguments, progress)
+        elif stored:
+            sources = {"update": load_factors(arguments.source)}
             certificates = {name: certify_rank(source, progress=progress) for name, source in sources.items()}
         else:
             certificates, sources = steps(arguments, progress)
             lines.append(f"{'':9} {'rank':>6} {'of':>6}  proof")
         for name, certificate in certificates.items():
             data["certificates"][name] = certificate.to_json()
+            numerical = [data["modules"][name]] if "modules" in data else []
             if stored or arguments.proof:
                 lines += [f"{name}: {line}" for line in certificate.lines()]
             else:
-                lines.append(
-                    f"{name:9} {certificate.rank:6} {min(certificate.details['shape']):6}  {proof(certificate)}"
-                )
-            if not (stored or arguments.spectrum or arguments.plot):
-                continue
+                least = min(certificate.details["shape"])
+                lines.append(f"{name:9} {certificate.rank:6} {least:6}  {certificate.proof()}")
             try:
-                spectra[name] = spectrum(sources[name])
-                numerical, data["spectra"][name] = spectra[name].lines(), spectra[name].to_json()
+                if name in sources and (stored or arguments.spectrum or arguments.plot):
+                    spectra[name] = spectrum(sources[name])
+                    numerical += spectra[name].lines()
+                    data["spectra"][name] = spectra[name].to_json()
             except ValueError as error:  # a product beyond float64: the certificate stands without it
                 data["spectra"][name] = f"no spectrum: {error}"
-                numerical = [data["spectra"][name]]
+                numerical.append(data["spectra"][name])
             lines += [f"{name}: {line}" for line in numerical]
+    lines += summary
     if arguments.steps and not stored:
         lines.append("steps are taken in float64: a certificate is of what is stored, whose rounding can fill a rank")
     if arguments.plot is not None:
@@ -227,29 +232,52 @@ def rank(arguments: argparse.Namespace) -> Output:
     return lines, data, True
 
 
-def proof(certificate: Any) -> str:
-    """How a rank is known, in a few words."""
-    if certificate.full:
-        return f"exact: a minor of that order is not zero modulo {certificate.details['below']['prime']}"
-    known = (
-        "exact" if certificate.exact else f"at least; at most with an error of {certificate.details['error_bound']:.2g}"
-    )
-    return f"{known}: {certificate.details['above']['reason']}"
+def settle(arguments: argparse.Namespace) -> None:
+    """Fills in the defaults of a drawn update. ValueError for options of one source beside another."""
+    folder = bool(arguments.source) and os.path.isdir(arguments.source)
+    odd = [name for name in DRAWN if arguments.source and getattr(arguments, name) is not None]
+    odd += [name for name in ("base", "draw_dtype") if not folder and getattr(arguments, name) is not None]
+    if odd:
+        beside = repr(arguments.source) if arguments.source else "no folder"
+        raise ValueError(f"--{odd[0].replace('_', '-')}: says nothing about {beside}; it must be left out")
+    for name, default in DRAWN.items():
+        setattr(arguments, name, default if getattr(arguments, name) is None else getattr(arguments, name))
 
 
-def stored_updates(source: str) -> dict[str, Any]:
-    """What there is to certify in a ``.npz`` of factors or in an adapter's folder, by name."""
-    from .rank import load_factors
+def folder_ranks(arguments: argparse.Namespace, progress: Progress) -> tuple[Any, ...]:
+    """The certificates of an adapter's modules, its factors where a shape is known, what holds of which shapes.
 
-    if not os.path.isdir(source):
-        return {"update": load_factors(source)}
-    from .interop.peft import load_peft
+    Without the base model, a module's rank is certified if its least and its largest possible shape have the same: a
+    layer between them has the one's rank at least, the other's at most.
+    """
+    from .interop import load_peft
+    from .models import layer_shapes
+    from .rank import certify_rank
 
-    try:
-        adapter = load_peft(source)
-        return {name: adapter.layer(name).factors() for name in adapter.lambda_}
-    except TypeError as error:  # the precisions that the folder's arrays are in
-        raise ValueError(f"{source}: {error}") from None
+    shapes = layer_shapes(arguments.base) if arguments.base else None
+    adapter = load_peft(arguments.source, shapes, draw_dtype=arguments.draw_dtype or "bfloat16")
+    certificates, sources, notes = {}, {}, {}
+    for name in adapter.modules:
+        known = adapter.shapes.get(name)
+        least, most = (known, known) if known else adapter.possible_shapes(name)
+        factors = adapter.layer(name, least).factors()
+        low = high = certify_rank(factors, progress=progress)
+        if least != most and (not low.full or min(least) < min(most)):
+            high = certify_rank(adapter.layer(name, most).factors(), progress=progress)
+        settled = low.rank == high.rank and min(least) == min(most)
+        if settled:
+            certificates[name] = low
+        if least == most:
+            sources[name], notes[name] = factors, f"of shape {least}"
+        else:
+            said = "of any shape" if settled else f"rank {low.rank} to {high.rank}, by its shape,"
+            notes[name] = f"{said} from {least} to {most}, or turned round; --base tells it"
+    ranks = [one.rank for one in certificates.values()]
+    span = f", ranks {min(ranks)} to {max(ranks)}" if ranks else ""
+    full = sum(one.full for one in certificates.values())
+    lines = [f"{name}: {note}" for name, note in notes.items() if name not in certificates]
+    lines.append(f"{len(notes)} modules: {len(ranks)} certified, {full} of full rank{span}")
+    return certificates, sources, notes, lines
 
 
 def steps(arguments: argparse.Namespace, progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -278,8 +306,17 @@ def steps(arguments: argparse.Namespace, progress: Progress) -> tuple[dict[str, 
 
 def count(arguments: argparse.Namespace) -> Output:
     """``randlora-ref count``."""
+    from .interop.peft import read_peft
     from .paper.counts import row, table
 
+    if arguments.folder:
+        for name in ("model", "method", "rank"):
+            if getattr(arguments, name) is not None:
+                raise ValueError(f"--{name}: says nothing about {arguments.folder!r}; it must be left out")
+        counts = read_peft(arguments.folder, draw_dtype=None).num_parameters()
+        total = sum(counts.values())
+        lines = [f"{learned:12,}  {name}" for name, learned in (*counts.items(), ("all", total))]
+        return lines, {"learned": counts, "all": total}, True
     if arguments.rank is None:
         rows = table(arguments.model, arguments.method)
     elif arguments.model is None or arguments.method is None:

@@ -115,14 +115,25 @@ class LinearAdapter(ABC):
         return xp.reshape(dx, tuple(cache.x.shape)), self.GRADS(*learned, d_weight, d_bias)
 
     def merge(self, weight: Array) -> Array:
-        """W0 + ΔW, of the shape of ``weight`` (out, in)."""
-        self._check_weight(weight)
-        return weight + self._merged_update()
+        """W0 + ΔW, of the shape of ``weight`` (out, in) and in its precision, which may be lower than the adapter's.
+
+        The sum is taken in the adapter's precision, and rounded to that of ``weight`` once.
+        """
+        return self._added(weight, self._merged_update())
 
     def unmerge(self, weight: Array) -> Array:
-        """The merged ``weight`` (out, in) − ΔW: W0 up to one rounding of the merged weight."""
-        self._check_weight(weight)
-        return weight - self._merged_update()
+        """The merged ``weight`` (out, in) − ΔW, in its precision: W0 up to one rounding of the merged weight."""
+        return self._added(weight, -self._merged_update())
+
+    def _added(self, weight: Array, update: Array) -> Array:
+        """``weight`` + ``update`` (out, in), in the precision of ``weight``."""
+        xp, own = checks.namespace(adapter=self._like, weight=weight), checks.precision("adapter", self._like)
+        lower = arrays.unit_roundoff(checks.precision("weight", weight)) > arrays.unit_roundoff(own)
+        if not lower:
+            checks.floats(half=True, adapter=self._like, weight=weight)
+        checks.shape("weight", weight, self.shape)
+        checks.finite(xp, weight=weight)
+        return arrays.astype(xp, arrays.widen(xp, weight, own) + update, weight.dtype) if lower else weight + update
 
     def num_parameters(self) -> int:
         """How many learned values there are."""
@@ -185,11 +196,6 @@ class LinearAdapter(ABC):
             checks.shape(name, x, shape)
         read = {name: x for name, (x, _) in named.items() if fresh is None or name in fresh}
         checks.finite(xp, why=self.WHY, **read)
-
-    def _check_weight(self, weight: Array) -> None:
-        xp = checks.floats(half=True, adapter=self._like, weight=weight)
-        checks.shape("weight", weight, self.shape)
-        checks.finite(xp, weight=weight)
 
 
 class MergedAdapter(LinearAdapter):

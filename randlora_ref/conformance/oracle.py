@@ -7,6 +7,8 @@ slips that ``diagnose`` recognises; without them these are the bases of design, 
 import math
 from collections.abc import Iterator, Sequence, Set
 from fractions import Fraction
+from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -117,10 +119,14 @@ def _native(seed: int, n: int, D: int, d: int, r: int, kind: Any, faults: Set[st
     return np.array(A), np.array(B)
 
 
+@lru_cache(maxsize=64)
+def _uniform(seed: int, count: int) -> Array:
+    return np.array([word & 0xFFFFFF for word in islice(mt19937(seed), count)]) / 2**24
+
+
 def _torch(seed: int, n: int, D: int, d: int, r: int, kind: Any, faults: Set[str], dialect: str) -> tuple[Array, Array]:
     """The draws of PEFT 0.21.2 and, in float32, of the authors' code: see ``randlora_ref.torch_bases``."""
-    words = mt19937(seed)
-    uniform = np.array([next(words) & 0xFFFFFF for _ in range(r * d + D * n * r)]) / 2**24
+    uniform = _uniform(seed, r * d + D * n * r)
     rule = RULES[DIALECTS[dialect].generator]
     half = next((dtype for dtype in ("float16", "float32") if dtype in faults), rule.dtypes[0])
     if kind == "dense":

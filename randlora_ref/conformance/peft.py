@@ -50,16 +50,17 @@ def check_peft(
     failures = tuple(failure for failure in report.failures if failure.case.id not in known)
     details: dict[str, Any] = {"known": {id_: reason for id_, reason in known.items() if id_ in failed}}
     details |= {"unexpected": sorted(known.keys() - failed), "versions": versions}
-    return replace(report, failures=failures, diagnosis=report.diagnosis if failures else "", details=details)
+    return replace(report, failures=failures, details=details)
 
 
 def known_of_peft(case: Case) -> str | None:
     """Why PEFT must fail a stored case: it pairs crosswise, and here that shows."""
-    crossed = case.kind != "layer" or case.pairing == "crossed"
-    if crossed or len(case.lambda_) != number_of_terms(case.weight.shape, case.lambda_.shape[1]):
+    right = case.kind != "layer" or case.pairing == "crossed"
+    if right or len(case.lambda_) != number_of_terms(case.weight.shape, case.lambda_.shape[1]):
         return None
     layer = layer_of(case, None)
-    shows = not np.array_equal(layer.update(CROSSED), layer.update(AS_ASKED))
+    parts = [[layer(name, choice) for choice in (CROSSED, AS_ASKED)] for name in case.wanted]
+    shows = any(not np.array_equal(crossed[1], asked[1]) for crossed, asked in parts if crossed and asked)
     return "PEFT pairs columns and rows crosswise, the case is literal" if shows else None
 
 

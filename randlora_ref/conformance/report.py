@@ -5,6 +5,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import chain
 from time import perf_counter
 from typing import Any
@@ -21,6 +22,7 @@ from .pattern import RAISED, pattern, raises, telling
 from .vectors import stored_cases
 
 Implementation = Callable[[Case], Mapping[str, Any]]
+Causes = Callable[[], Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]]
 SHOWN = 100  # characters of an exception's message
 LINES, COLUMNS = 25, 120  # of a report
 SHOWN_FAILURES, SHOWN_RESULTS, SHOWN_TIES = 3, 2, 3
@@ -33,9 +35,15 @@ class Failure:
 
     case: Case
     mismatches: tuple[Mismatch, ...]
-    diagnosis: str
     reproduce: str
     raised: str = ""
+    find: Causes = field(default=dict, repr=False)
+
+    @property
+    def diagnosis(self) -> str:
+        """What the failures of its kind look like."""
+        ties, _ = self.find()[self.case.kind]
+        return "any of these: " * (len(ties) > 1) + "; ".join(ties)
 
     def lines(self) -> list[str]:
         """Case, clause and flags; the first wrong results, or the error; the diagnosis; the command that repeats it."""
@@ -58,19 +66,29 @@ class Failure:
 class Report:
     """What a check found. ``absent`` lists what did not come, with the reason: it is never counted as passed.
 
-    ``causes`` has of each kind that fails all that its failures look like, and what else is known of them.
+    What the failures look like is found when it is asked for.
     """
 
     target: str
     passed_cases: int
     failures: tuple[Failure, ...] = ()
     absent: tuple[Absent, ...] = ()
-    diagnosis: str = ""
     seconds: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
-    causes: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
+    find: Causes = field(default=dict, repr=False)
     kinds: tuple[str, ...] = ()  # of the cases that passed
     __repr__ = brief
+
+    @property
+    def causes(self) -> Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+        """Of each kind that fails, all that its failures look like, and what else is known of them."""
+        return self.find() if self.failures else {}
+
+    @property
+    def diagnosis(self) -> str:
+        """What the failures look like, in one line."""
+        texts = {one.case.kind: one.diagnosis for one in self.failures}
+        return "; ".join(text if len(texts) == 1 else f"{kind}: {text}" for kind, text in texts.items())
 
     @property
     def at_fault(self) -> bool:
@@ -118,8 +136,9 @@ class Report:
         sums = f"{self.passed_cases} cases passed, {len(self.failures)} failed"
         sums += f", {len({case for case, _, _ in self.absent})} not fully checked, {self.seconds:.1f} s"
         left = [kind for kind in KINDS if kind not in self.kinds]
-        of = f" {', '.join(self.kinds)} (not checked: {', '.join(left)})" if self.kinds and left else ""
-        return [*lines, f"{self.target}: {f'PASSED{of}' if self.passed else 'FAILED'}, {sums}"]
+        if self.passed and left:
+            lines.append(f"passed: {', '.join(self.kinds)}; not checked: {', '.join(left)}")
+        return [*lines, f"{self.target}: {'PASSED' if self.passed else 'FAILED'}, {sums}"]
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -238,22 +257,24 @@ def report_of(
     No command can repeat it where ``only`` is "".
     """
     failing = sorted((verdict for verdict in verdicts if verdict.wrong), key=telling)
-    causes: dict[str, Any] = {}
-    for kind in dict.fromkeys(verdict.case.kind for verdict in failing):
-        of_kind = [verdict for verdict in failing if verdict.case.kind == kind]
-        right = [verdict for verdict in verdicts if verdict.case.kind == kind and not verdict.wrong]
-        ties, notes = diagnosis(of_kind, right, dtype)
-        shared = pattern([verdict.case for verdict in of_kind], [verdict.case for verdict in right])
-        causes[kind] = ties, (f"{len(of_kind)} of {len(of_kind) + len(right)} fail: {shared}", *notes)
-    texts = {kind: "any of these: " * (len(ties) > 1) + "; ".join(ties) for kind, (ties, _) in causes.items()}
+    passing = [verdict for verdict in verdicts if not verdict.wrong]
     declared = f" --dtype {dtype}" if dtype else ""
+
+    @cache
+    def find() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+        causes = {}
+        for kind in dict.fromkeys(verdict.case.kind for verdict in failing):
+            wrong, right = ([v for v in some if v.case.kind == kind] for some in (failing, passing))
+            ties, notes = diagnosis(wrong, right, dtype)
+            shared = pattern([verdict.case for verdict in wrong], [verdict.case for verdict in right])
+            causes[str(kind)] = ties, (f"{len(wrong)} of {len(wrong) + len(right)} fail: {shared}", *notes)
+        return causes
 
     def failure(one: Verdict) -> Failure:
         command = f"randlora-ref check {target} {only or f'--case {one.case.id}'}{declared}" if only != "" else ""
-        return Failure(one.case, one.mismatches, texts[one.case.kind], command, raises(one))
+        return Failure(one.case, one.mismatches, command, raises(one), find)
 
     absent = tuple(row for verdict in verdicts for row in verdict.absent)
-    passed = sum(not (verdict.wrong or verdict.absent) for verdict in verdicts)
-    found = "; ".join(text if len(texts) == 1 else f"{kind}: {text}" for kind, text in texts.items())
-    kinds = tuple(dict.fromkeys(one.case.kind for one in verdicts if not (one.wrong or one.absent)))
-    return Report(target, passed, tuple(map(failure, failing)), absent, found, seconds, causes=causes, kinds=kinds)
+    passed = sum(not verdict.absent for verdict in passing)
+    kinds = tuple(dict.fromkeys(one.case.kind for one in passing if not one.absent))
+    return Report(target, passed, tuple(map(failure, failing)), absent, seconds, find=find, kinds=kinds)

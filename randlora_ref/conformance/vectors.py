@@ -24,7 +24,7 @@ from .cases import ARRAYS, BASIS_KINDS, KINDS, Case, each
 Array = Any
 FORMAT, VERSION = "randlora-vectors", 1
 STORED = Path(__file__).parent.parent / "vectors" / "v1"
-FILES = tuple(f"{n}.json" for n in ("layer-exact", "layer-real", *KINDS[1:], "layer-dropout", "dialects", "sliced"))
+FILES = tuple(f"{n}.json" for n in ("layer-exact", "layer-real", *KINDS[1:], "layer-dropout", "dialects", "telling"))
 MOST_BYTES = 1 << 24  # of one file or line
 MOST_ENTRIES = 1 << 20  # of one array
 SHOWN, TOLD = 60, 160  # characters of a bad value, of a reason

@@ -1,139 +1,144 @@
-"""The folders in which PEFT keeps adapters.
+"""The folders in which PEFT keeps adapters: RandLoRA, LoRA and VeRA, read and written.
 
-PEFT 0.21.2 stores A as (r, 1, d_max), B as (D_max, n_max, r), Λ as (r, n) and Γ as (n, d); such layouts end in this
-file. ``load_peft`` and ``save_peft`` need safetensors, imported when they are called.
+``save_peft`` needs safetensors, imported when it is called.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
-from .. import arrays
-from ..adapters.randlora import RandLoRA
-from ..arrays import brief
-from ..bases import Bases, Kind, draw_bases
+from .. import arrays, checks
+from ..adapters.base import Made
+from .saved import METHODS, PeftAdapter, PeftLoRA, PeftVeRA, Saved, Shape
+from .tensors import Tensors, read_json, read_tensors
 
 Array = Any
+Shapes = Sequence[Shape] | Mapping[str, Shape] | None
 PREFIX = "base_model."
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+__all__ = ["PeftAdapter", "PeftLoRA", "PeftVeRA", "load_peft", "save_peft"]
 
 
-@dataclass(frozen=True, eq=False)
-class PeftAdapter:
-    """A saved RandLoRA adapter: the shared ``bases``, ``lambda_`` (n, r) and ``gamma`` (n, d) by module name.
+def load_peft(folder: str | Path, shapes: Shapes = None, *, draw_dtype: Any = "bfloat16", **made: Unpack[Made]) -> Any:
+    """An adapter that PEFT saved in ``folder``: a ``PeftAdapter`` (RandLoRA), ``PeftLoRA`` or ``PeftVeRA``.
 
-    ``config`` is PEFT's adapter_config.json. The files hold no layer's (out, in): Γ tells d, the base model the rest.
+    ``shapes``: the (out, in) of every adapted layer, or of the base model's modules by name (``models.layer_shapes``),
+    which settles each layer's shape. An adapter saved without its bases (``save_projection=False``) needs them: a
+    RandLoRA one draws its bases again, bit for bit, from its ``projection_prng_key``, in ``draw_dtype`` "bfloat16", or
+    "float16" where the hardware that it was trained on has no bfloat16: no file says which. Another adapter of the same
+    model has a folder of its own inside this one.
+
+    Arrays are of the library ``xp`` on ``device``, in ``dtype``; without one each is as it is saved, but for bfloat16,
+    which comes as float32, value for value. Raises ValueError that names the file for one that is missing, malformed,
+    of another method, or contradicts itself.
     """
-
-    bases: Bases
-    lambda_: Mapping[str, Array]
-    gamma: Mapping[str, Array]
-    config: Mapping[str, Any]
-    __repr__ = brief
-
-    def layer(self, name: str, shape: tuple[int, int] | None = None) -> RandLoRA:
-        """One module's adapter; ``shape`` (out, in) None: (D_max, d), which right up to a transpose where D is D_max.
-
-        Raises KeyError for a name that is not there, ValueError where ``shape`` does not fit.
-        """
-        if name not in self.lambda_:
-            raise KeyError(f"name: {name!r}; it must be one of {', '.join(sorted(self.lambda_))}")
-        d = self.gamma[name].shape[1]
-        out_features, in_features = shape or (max(self.bases.B.shape[1], d), d)
-        return RandLoRA(
-            out_features=out_features, in_features=in_features, rank=self.config["r"], bases=self.bases,
-            lambda_=self.lambda_[name], gamma=self.gamma[name], dialect="peft", alpha=self.config["randlora_alpha"],
-        )  # fmt: skip
+    saved = read_peft(folder, shapes, draw_dtype)
+    with checks.naming(Path(folder) / WEIGHTS_FILE):
+        for name in saved.modules:
+            saved.layer(name)
+        return saved.to(**made)
 
 
-def load_peft(
-    folder: str | Path, shapes: Sequence[tuple[int, int]] | None = None, *, draw_dtype: Any = "bfloat16"
-) -> PeftAdapter:
-    """A RandLoRA adapter that PEFT saved in ``folder``; bfloat16 tensors come as float32, value for value.
-
-    An adapter saved without its bases (``save_projection=False``) draws them again, bit for bit, from its
-    ``projection_prng_key`` and ``shapes``, the (out, in) of every adapted layer of the model, in ``draw_dtype``
-    "bfloat16", or "float16" where the hardware that it was trained on has no bfloat16: no file says which.
-    Raises ValueError that names the file for one that is missing, malformed or of another method.
-    """
-    config = _read_config(Path(folder) / CONFIG_FILE)
-    path = Path(folder) / WEIGHTS_FILE
-    tensors = _read_tensors(path)
-    learned: dict[str, dict[str, Array]] = {"lambda": {}, "gamma": {}}
-    for key, tensor in tensors.items():
-        module, _, what = key.rpartition(".randlora_")
-        if what in learned:
-            if tensor.ndim != 2:
-                raise ValueError(f"{path}: {key} {tensor.shape}; it must be (r, n) for lambda, (n, d) for gamma")
-            learned[what][module.removeprefix(PREFIX + "model.")] = tensor.T if what == "lambda" else tensor
-    if not learned["lambda"] or learned["lambda"].keys() != learned["gamma"].keys():
-        raise ValueError(f"{path}: {len(tensors)} tensors; each module needs randlora_lambda and randlora_gamma")
-    A, B = (next((tensors[key] for key in sorted(tensors) if key.endswith(f".randlora_{name}")), None) for name in "AB")
-    if A is None or B is None:
-        if shapes is None:
-            raise ValueError(f"{path}: holds no bases; shapes must list the (out, in) of every adapted layer")
-        kind: Kind = "very_sparse" if config.get("very_sparse") else "sparse" if config.get("sparse") else "dense"
-        seed, rank = config["projection_prng_key"], config["r"]
-        bases = draw_bases("peft", seed=seed, shapes=shapes, rank=rank, kind=kind, draw_dtype=draw_dtype)
-    elif A.ndim != 3 or B.ndim != 3:
-        raise ValueError(f"{path}: randlora_A {A.shape}, randlora_B {B.shape}; they must be (r, 1, d) and (D, n, r)")
-    else:
-        bases = Bases(A[:, 0, :], B.transpose(1, 0, 2))
-    return PeftAdapter(bases, learned["lambda"], learned["gamma"], config)
-
-
-def save_peft(adapter: PeftAdapter, folder: str | Path) -> None:
+def save_peft(adapter: Saved, folder: str | Path) -> None:
     """Write ``adapter`` into ``folder`` for PEFT's ``from_pretrained``, the bases once.
 
-    PEFT stores them once more for each layer, and so warns of missing keys; what it then computes is the same.
+    PEFT stores RandLoRA's once more for each layer, and so warns of missing keys; what it then computes is the same.
     """
     from safetensors.numpy import save_file
 
-    tensors = {
-        f"{PREFIX}randlora_A": arrays.to_numpy(adapter.bases.A)[:, None, :],
-        f"{PREFIX}randlora_B": arrays.to_numpy(adapter.bases.B).transpose(1, 0, 2),
-    }
-    for name, lambda_ in adapter.lambda_.items():
-        tensors[f"{PREFIX}model.{name}.randlora_lambda"] = arrays.to_numpy(lambda_).T
-        tensors[f"{PREFIX}model.{name}.randlora_gamma"] = arrays.to_numpy(adapter.gamma[name])
+    bases, config = zip(adapter.SHARED, adapter.bases_to_peft(), strict=True), getattr(adapter, "config", {})
+    tensors = {PREFIX + key: x for key, x in bases}
+    for what, ending in adapter.LEARNED.items():
+        for name, x in getattr(adapter, what).items():
+            tensors[f"{PREFIX}model.{name}.{ending}"] = adapter.from_peft(what, arrays.to_numpy(x))
+    tensors |= adapter.extra
     Path(folder).mkdir(parents=True, exist_ok=True)
-    contiguous = {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}
+    contiguous = {key: np.array(arrays.to_numpy(x), order="C") for key, x in tensors.items()}
     save_file(contiguous, Path(folder) / WEIGHTS_FILE, metadata={"format": "pt"})
-    (Path(folder) / CONFIG_FILE).write_text(json.dumps(dict(adapter.config), indent=2, sort_keys=True) + "\n")
+    (Path(folder) / CONFIG_FILE).write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n")
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: {error}; it must be PEFT's adapter configuration") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "RANDLORA":
-        found = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise ValueError(f"{path}: peft_type {found!r}; it must be 'RANDLORA'")
-    for key in ("r", "randlora_alpha", "projection_prng_key"):
-        if not isinstance(config.get(key), (int, float)):
-            raise ValueError(f"{path}: {key} {config.get(key)!r}; it must be a number")
-    return config
+def read_peft(folder: str | Path, shapes: Shapes = None, draw_dtype: Any = "bfloat16") -> Saved:
+    """As ``load_peft``, on the host and each array as it is saved, its layers not made.
+
+    ``draw_dtype`` None: without bases, where they are not saved.
+    """
+    config = read_json(Path(folder) / CONFIG_FILE, "PEFT's adapter configuration")
+    with checks.naming(Path(folder) / CONFIG_FILE):
+        kind = check_config(config)
+    tensors = read_tensors(Path(folder) / WEIGHTS_FILE)
+    with checks.naming(Path(folder) / WEIGHTS_FILE):
+        return assemble(kind, config, tensors, shapes, draw_dtype)
 
 
-def _read_tensors(path: Path) -> dict[str, Array]:
-    """The floating-point tensors of a safetensors file by name; bfloat16 is widened to float32 by bits."""
-    import safetensors
+def check_config(config: Mapping[str, Any]) -> type[Saved]:
+    """The class of the method that a configuration of PEFT's names. ValueError names the key that is not right."""
+    if config.get("peft_type") not in METHODS:
+        raise ValueError(f"peft_type {config.get('peft_type')!r}; it must be one of {', '.join(METHODS)}")
+    kind: type[Saved] = METHODS[config["peft_type"]]
+    checks.integer("r", config.get("r"))
+    for key in kind.ALPHA:
+        checks.number(key, config.get(key))
+    if kind.SHARED:
+        checks.seed(config.get("projection_prng_key"))
+    for key in kind.FLAGS:
+        checks.choice(key, config.get(key), (None, True, False))
+    for key, allowed in kind.FIXED.items():
+        if config.get(key) and config[key] not in allowed:
+            raise ValueError(f"{key}: {config[key]!r} is not implemented; it must be false or left out")
+    checks.choice("bias", config.get("bias", "none"), ("none", "all", f"{config['peft_type'].lower()}_only"))
+    return kind
 
-    read: Any = safetensors.deserialize
-    try:
-        entries = read(path.read_bytes())
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path}: {error}; it must be a safetensors file") from None
-    tensors = {}
-    for name, entry in entries:
-        if entry["dtype"] not in _DTYPES:
-            raise ValueError(f"{path}: {name} of dtype {entry['dtype']}; it must be one of {', '.join(_DTYPES)}")
-        tensor = np.frombuffer(entry["data"], dtype=_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-        tensors[name] = (tensor.astype(np.uint32) << 16).view(np.float32) if entry["dtype"] == "BF16" else tensor
-    return tensors
+
+def assemble(kind: type[Saved], config: Mapping[str, Any], tensors: Tensors, shapes: Shapes, draw_dtype: Any) -> Saved:
+    """The saved adapter that ``tensors`` are, by PEFT's keys. ValueError names what is missing, unknown or at odds.
+
+    What it keeps is copied: a file's other tensors, such as RandLoRA's bases once more for each layer, can go.
+    """
+    learned: dict[str, dict[str, Array]] = {what: {} for what in kind.LEARNED}
+    shared, extra = Tensors(), Tensors()
+    for key, x in tensors.items():
+        name, last = key.removeprefix(f"{PREFIX}model."), key.rpartition(".")[2]
+        ours = [what for what, ending in kind.LEARNED.items() if name.endswith(f".{ending}")]
+        if ours:
+            module = name.removesuffix(f".{kind.LEARNED[ours[0]]}")
+            if 0 in x.shape or x.ndim != (1 if "vera" in last else 2) or module in learned[ours[0]]:
+                raise ValueError(f"{key} {x.shape}; it must be the only one of its module, a matrix, VeRA's a vector")
+            learned[ours[0]][module] = kind.from_peft(ours[0], np.array(x))
+        elif last in kind.SHARED:
+            one: Array = shared.setdefault(last, x)
+            if one is not x and not np.array_equal(one, x):
+                raise ValueError(f"{key}: differs from another {last}; all modules must share one")
+        elif _beside(name, x, config):
+            extra[key] = np.array(x)
+        else:
+            raise ValueError(
+                f"{key}: unknown; it must be the adapter's, a bias if 'bias' says so, or of modules_to_save"
+            )
+    first, second = learned.values()
+    if not first or first.keys() != second.keys() or len(shared) == 1:
+        needed = f"each module needs {' and '.join(kind.LEARNED.values())}, all of them {kind.SHARED} or neither"
+        raise ValueError(f"{len(tensors)} tensors; {needed}")
+    by_name: Mapping[str, Shape] = shapes if isinstance(shapes, Mapping) else dict.fromkeys(first, (0, 0))
+    for name in sorted(first.keys() - by_name):
+        raise ValueError(f"{name}: no linear module of the base model{checks.nearest(name, by_name)}")
+    known = {name: by_name[name] for name in first} if by_name is shapes else {}
+    given: dict[str, Any] = {**learned, "config": config, "extra": extra, "shapes": known}
+    if shared:
+        given["bases"] = kind.bases_from_peft(*(np.array(shared[key]) for key in kind.SHARED))
+    elif kind.SHARED and draw_dtype is None:
+        given["bases"] = None
+    elif kind.SHARED:
+        listed: Any = known.values() or shapes or ()
+        given["bases"] = kind.draw(config, list(listed), draw_dtype)
+    return kind(**given)
+
+
+def _beside(name: str, x: Array, config: Mapping[str, Any]) -> bool:
+    """Whether PEFT trains a tensor beside the adapter, or it counts something: an integer is no adapter's."""
+    bias = name.endswith(".bias") and config.get("bias", "none") != "none"
+    return bias or x.dtype.kind != "f" or any(f".{one}." in f".{name}" for one in config.get("modules_to_save") or ())

@@ -5,10 +5,12 @@ from .clip import CLIP, CLIPConfig
 from .config import Module
 from .core import Gradients, Model
 from .gpt2 import GPT2, GPT2Config
+from .layers import layer_shapes
 from .llama import Llama, LlamaConfig
 from .vit import ViT, ViTConfig
 
 __all__ = [
     "CLIP", "GPT2", "CLIPConfig", "GPT2Config", "Gradients", "Llama", "LlamaConfig", "Model", "Module", "ViT",
     "ViTConfig", "adapt", "initial_weights",
+    "layer_shapes",
 ]  # fmt: skip

@@ -7,15 +7,22 @@ from .config import Tower
 from .core import Array, Gradients, Model, ModelCache
 
 
-def text_tower(model: Model, tower: Tower, ids: Array, attention_mask: Array, pool: Array = None) -> tuple[Array, Any]:
+def text_tower(
+    model: Model, tower: Tower, ids: Array, attention_mask: Array, pool: Array = None, position_ids: Array = None
+) -> tuple[Array, Any]:
     """y (B, T, k) of ``ids`` (B, T), or of embedded tokens (B, T, k), each seen by itself and those that follow.
 
-    ``pool`` (B, T, 1), one at a token of each text and else zero, picks that token: y is (B, k).
+    ``pool`` (B, T, 1), one at a token of each text and else zero, picks that token: y is (B, k). ``position_ids``
+    (B, T): the rows of the learned positions; None counts from 0 in each text.
     """
-    x, lookup, tables, length, config = ids, None, None, ids.shape[1], tower.config
+    x, lookup, positions, tables, length, config = ids, None, None, None, ids.shape[1], tower.config
     if ids.ndim == 2:
         x, lookup = nn.embedding(ids, model.parameters(tower.outer["embed_tokens"])[0], checked=True)  # (B, T, k)
-    if "position_embeddings" in tower.outer:
+    if position_ids is not None:
+        table = model.parameters(tower.outer["position_embeddings"])[0]
+        rows, positions = nn.embedding(position_ids, table, checked=True)
+        x = x + rows
+    elif "position_embeddings" in tower.outer:
         x = x + model.parameters(tower.outer["position_embeddings"])[0][:length, :]
     else:
         tables = nn.rotary_tables(
@@ -26,7 +33,7 @@ def text_tower(model: Model, tower: Tower, ids: Array, attention_mask: Array, po
     if pool is not None:
         x = model.xp.sum(x * pool, axis=1)  # (B, k); the norm works by rows: one of each text is enough
     y, norm = model.norm(tower.outer["norm"], x, tower.spec)
-    return y, (ids, lookup, blocks, pool, norm)
+    return y, (ids, lookup, positions, blocks, pool, norm)
 
 
 def text_tower_backward(model: Model, tower: Tower, dy: Array, cache: Any, grads: Gradients) -> Array:
@@ -35,7 +42,7 @@ def text_tower_backward(model: Model, tower: Tower, dy: Array, cache: Any, grads
     Row t of the positions is added to token t of every text, so its gradient is the sum over the batch. The row of a
     ``pad_token_id`` gets none from the lookup, as in ``torch.nn.Embedding``.
     """
-    xp, (ids, lookup, blocks, pool, norm) = model.xp, cache
+    xp, (ids, lookup, positions, blocks, pool, norm) = model.xp, cache
     dx = model.pull_back(nn.norm_backward, tower.outer["norm"], dy, norm, grads)
     if pool is not None:
         dx = dx[:, None, :] * pool  # (B, T, k)
@@ -43,8 +50,11 @@ def text_tower_backward(model: Model, tower: Tower, dy: Array, cache: Any, grads
     if grads.weights is None:
         return dx
     if "position_embeddings" in tower.outer:
-        beyond = xp.zeros_like(model.parameters(tower.outer["position_embeddings"])[0][dx.shape[1] :, :])
-        d_positions = arrays.concat(xp, [xp.sum(dx, axis=0), beyond], 0)
+        if positions is None:
+            beyond = xp.zeros_like(model.parameters(tower.outer["position_embeddings"])[0][dx.shape[1] :, :])
+            d_positions = arrays.concat(xp, [xp.sum(dx, axis=0), beyond], 0)
+        else:
+            d_positions = nn.embedding_backward(dx, positions)
         model.accumulate(tower.outer["position_embeddings"], nn.LinearGrads(d_positions, None), grads)
     d_rows, pad = dx, tower.config.get("pad_token_id")
     if lookup is not None and pad is not None:
@@ -60,16 +70,19 @@ class CausalModel(Model):
     """A tower of texts, a head without bias, and the loss of each next token."""
 
     def forward(
-        self, ids: Array, labels: Array | None = None, *, attention_mask: Array | None = None
+        self, ids: Array, labels: Array | None = None, *, attention_mask: Array = None, position_ids: Array = None
     ) -> tuple[Array | None, ModelCache]:
         """(L, cache): the mean loss of ``labels`` (B, T), each predicted from the tokens before; None without labels.
 
         ``ids`` (B, T) of integers, or embeddings (B, T, k). ``labels`` are not shifted; −100 is left out of the mean.
-        ``attention_mask`` (B, T) is zero at padding. IndexError names a token or a label that is out of range.
+        ``attention_mask`` (B, T) is zero at padding. ``position_ids`` (B, T) are for learned positions,
+        which padding on the left moves: `transformers` generates with the number of tokens before each. IndexError
+        names an id or a label that is out of range.
         """
         (tower,), xp = self.towers, self.xp
-        self.check_text(tower, ids, embeddable=True, labels=labels, attention_mask=attention_mask)
-        hidden, tower_cache = text_tower(self, tower, ids, attention_mask)  # (B, T, k)
+        beside = {"labels": labels, "attention_mask": attention_mask, "position_ids": position_ids}
+        self.check_text(tower, ids, embeddable=True, **beside)
+        hidden, tower_cache = text_tower(self, tower, ids, attention_mask, None, position_ids)  # (B, T, k)
         logits, head = self.linear(tower.outer["head"], hidden)  # (B, T, V)
         if labels is not None:
             labels = arrays.astype(xp, labels, xp.int64)  # a narrow type may not hold −100

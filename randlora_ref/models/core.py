@@ -1,10 +1,14 @@
 """What the models share: weights and adapters, checked; modules and blocks, forward and backward; gradients by name."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, Self
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self, Unpack
 
 from .. import arrays, checks, nn
 from ..adapters import Adapter
+from ..adapters.base import Made
+from ..interop.tensors import read_checkpoint
+from . import load
 from .config import Module, Tower
 
 Array = Any
@@ -45,6 +49,7 @@ class Model:
     """
 
     CONFIG: ClassVar[type[Any]]
+    BASE: ClassVar[str] = ""  # what names begin with in a whole model, and not in a checkpoint of its base
 
     def __init__(self, config: Any, weights: Mapping[str, Array], adapters: Mapping[str, Any] | None = None) -> None:
         self.config = self.CONFIG.from_dict(config) if isinstance(config, Mapping) else config
@@ -58,9 +63,10 @@ class Model:
         self.towers: Any = self.config.towers()
         self.modules = {one.name: one for one in self.config.modules()}
         expected = {saved: shape for one in self.modules.values() for saved, shape in one.tensors.values()}
-        for what, names in (("missing", expected.keys() - self.weights), ("unknown", self.weights.keys() - expected)):
-            if names:
-                raise KeyError(f"weights: {what} {sorted(names)[0]!r}; they must be those of {type(self).__name__}")
+        for what, names, there in (("missing", expected, self.weights), ("unknown", self.weights, expected)):
+            if odd := sorted(names.keys() - there):
+                reason = f"they must be those of {type(self).__name__}{checks.nearest(odd[0], there)}"
+                raise KeyError(f"weights: {what} {odd[0]!r}; {reason}")
         self.xp, self._like = checks.floats(**self.weights), next(iter(self.weights.values()))
         self.precision = checks.precision("weights", self._like)
         for name, shape in expected.items():
@@ -70,6 +76,53 @@ class Model:
     def __repr__(self) -> str:
         held = f"{len(self.weights)} weights in {self.precision}, {len(self.adapters)} adapters"
         return f"<{type(self).__name__}: {len(self.modules)} modules, {held}>"
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, adapter: Any = None, **made: Unpack[Made]) -> Self:
+        """The model of a checkpoint's ``folder``, config.json and safetensors, with an ``adapter`` that PEFT saved.
+
+        ``adapter``: its folder, or what ``load_peft`` gave. Weights and adapter are in ``dtype``, "float32" or
+        "float64"; without it, in float32, or float64 where one of them holds that. They are of the library ``xp`` on
+        ``device``. Nothing needs a framework. Raises ValueError that names the file, and the tensor or the key.
+        """
+        config, tensors = load.config_of(cls.CONFIG, Path(folder) / "config.json"), read_checkpoint(Path(folder))
+        with checks.naming(folder):
+            model: Self = load.build(cls, config, tensors, adapter, **made)
+        return model
+
+    @classmethod
+    def from_state_dict(
+        cls, config: Any, state_dict: Mapping[str, Any], *, adapter: Any = None, **made: Unpack[Made]
+    ) -> Self:
+        """The model of a live model's ``state_dict()``, PyTorch's tensors or arrays, which are copied.
+
+        ``config``: a configuration of `transformers`, its dictionary, or the path of a config.json. ``adapter``: as
+        above, or PEFT's configuration of the adapter that ``state_dict`` holds. The rest is ``from_pretrained``'s.
+        """
+        config = load.config_of(cls.CONFIG, config)
+        with checks.naming("state_dict"):
+            tensors, adapter = load.live_tensors(config, cls.BASE, state_dict, adapter)
+            model: Self = load.build(cls, config, tensors, adapter, **made)
+        return model
+
+    def merge(self, dtype: str | None = None) -> dict[str, Array]:
+        """The weights by saved name with every adapter's update in them, as `transformers` loads them.
+
+        ``dtype`` None: the model's; a lower one is rounded to once, after the sum. ValueError for an adapter on a head
+        that is tied to its table: the two are one tensor.
+        """
+        checks.choice("dtype", dtype, (None, "float16", "float32", "float64"))
+        merged, users = dict(self.weights), [one.tensors["weight"][0] for one in self.modules.values()]
+        for name, adapter in self.adapters.items():
+            module = self.modules[name]
+            saved, shape = module.tensors["weight"]
+            if users.count(saved) > 1:
+                raise ValueError(f"{name}: shares {saved!r} with another module; its adapter must stay beside it")
+            weight = adapter.merge(self.parameters(module)[0])
+            merged[saved] = self.xp.empty(shape, dtype=weight.dtype, **arrays.on(arrays.device_of(weight)))
+            merged[saved][...] = weight.T if module.transposed else weight  # laid out by rows, as files are
+        wanted = getattr(self.xp, dtype or self.precision)
+        return {saved: arrays.astype(self.xp, x, wanted) for saved, x in merged.items()}
 
     def replace(self, adapters: Mapping[str, Adapter]) -> Self:
         """The same model with other adapters."""
@@ -104,8 +157,11 @@ class Model:
                 checks.shape(name, x, (*ids.shape[:2], width) if name == embedded else tuple(ids.shape[:2]))
         if (mask := given["attention_mask"]) is not None and arrays.dtype_name(mask) != "bool":
             checks.integers("attention_mask", mask)
-        tokens, labels = None if embedded == "ids" else ids, given.get("labels")
-        checks.index_range(ids=(tokens, vocabulary, None), labels=(labels, vocabulary, nn.IGNORED))
+        tokens, labels, positions = None if embedded == "ids" else ids, given.get("labels"), given.get("position_ids")
+        if positions is not None and "position_embeddings" not in tower.outer:
+            raise ValueError("position_ids: given; it must be left out, for rotary positions count by differences")
+        limits = {"labels": (labels, vocabulary, nn.IGNORED), "position_ids": (positions, longest, None)}
+        checks.index_range(ids=(tokens, vocabulary, None), **limits)
 
     def check_images(self, tower: Tower, pixels: Array) -> None:
         """Checks pixels (B, C, H, W)."""

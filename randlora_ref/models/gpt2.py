@@ -56,3 +56,4 @@ class GPT2(CausalModel):
     """``GPT2LMHeadModel`` of ``transformers``, with adapters. See ``CausalModel.forward`` and ``backward``."""
 
     CONFIG = GPT2Config
+    BASE = "transformer."

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from .. import checks
 from ..nn.rotary import RotaryScaling, read_scaling
 from .causal import CausalModel
 from .config import Allowed, Config, Tower
@@ -14,11 +15,20 @@ NAMES = {
     "o": "self_attn.o_proj", "norm2": "post_attention_layernorm", "gate": "mlp.gate_proj", "up": "mlp.up_proj",
     "down": "mlp.down_proj",
 }  # fmt: skip
+DEFAULTS: dict[str, dict[str, Any]] = {  # by model_type: the models that compute this, where theirs are not Llama's
+    "llama": {},
+    "mistral": {
+        "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096
+    },
+    "qwen2": {"vocab_size": 151936, "intermediate_size": 22016, "max_position_embeddings": 32768},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class LlamaConfig(Config):
-    """The keys of Llama's ``config.json`` that matter here. ``num_key_value_heads`` None: as many as heads.
+    """The keys that matter here of the ``config.json`` of a Llama, or a Mistral or Qwen2 without a sliding window.
+
+    A Qwen2 (``model_type``) has biases on q, k and v alone. ``num_key_value_heads`` None: as many as heads.
 
     ``rope_scaling`` (in newer files ``rope_parameters``) is a mapping as in ``config.json``, of the type "default",
     "linear" or "llama3"; it is kept as ``rope_theta`` and a ``RotaryScaling``. ``pad_token_id``: the lookup leaves that
@@ -27,7 +37,7 @@ class LlamaConfig(Config):
     """
 
     ALIASES: ClassVar[dict[str, str]] = {"rope_parameters": "rope_scaling"}
-    FIXED: ClassVar[Allowed] = {"model_type": ("llama",), "partial_rotary_factor": (None, 1.0), "pretraining_tp": (1,)}
+    FIXED: ClassVar[Allowed] = {"partial_rotary_factor": (None, 1.0), "pretraining_tp": (1,)}
     vocab_size: int = 32000
     hidden_size: int = 4096
     intermediate_size: int = 11008
@@ -44,8 +54,21 @@ class LlamaConfig(Config):
     tie_word_embeddings: bool = False
     pad_token_id: int | None = None
     rope_scaling: RotaryScaling | Mapping[str, Any] | None = None
+    model_type: str = "llama"
+
+    @classmethod
+    def _fields(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """With what `transformers` has for keys that the file of a Mistral or Qwen2 leaves out."""
+        kind = given.setdefault("model_type", "llama")
+        checks.choice("model_type", kind, DEFAULTS)
+        given = super()._fields(DEFAULTS[kind] | given)
+        window = given.get("sliding_window") if kind == "mistral" or given.get("use_sliding_window") else None
+        if window is not None or set(given.get("layer_types") or ()) - {"full_attention"}:
+            raise ValueError(f"sliding_window: {window!r} is not implemented; it must be None, or not used")
+        return given
 
     def __post_init__(self) -> None:
+        checks.choice("model_type", self.model_type, DEFAULTS)
         if isinstance(self.rope_scaling, Mapping):
             given = dict(self.rope_scaling)
             object.__setattr__(self, "rope_theta", given.pop("rope_theta", self.rope_theta))
@@ -54,7 +77,8 @@ class LlamaConfig(Config):
 
     def towers(self) -> tuple[Tower]:
         """The one that it is."""
-        biases = (*"qkvo" * self.attention_bias, *("gate", "up", "down") * self.mlp_bias)
+        attention = "qkv" if self.model_type == "qwen2" else "qkvo" * self.attention_bias
+        biases = (*attention, *("gate", "up", "down") * self.mlp_bias)
         saved_as = {NAMES["head"]: NAMES["embed_tokens"]} if self.tie_word_embeddings else {}
         tower = self.tower(NAMES, self.vocab_size, biases, saved_as=saved_as, centred=False, gated=True)
         if (width := tower.spec.head_width) % 2:
@@ -65,6 +89,7 @@ class LlamaConfig(Config):
 
 
 class Llama(CausalModel):
-    """``LlamaForCausalLM`` of ``transformers``, with adapters. See ``CausalModel.forward`` and ``backward``."""
+    """``LlamaForCausalLM`` of ``transformers``, with adapters, its Mistral and Qwen2 too. See ``CausalModel``."""
 
     CONFIG = LlamaConfig
+    BASE = "model."

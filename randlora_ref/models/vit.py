@@ -98,6 +98,7 @@ class ViT(Model):
     """``ViTForImageClassification`` of ``transformers``, with adapters."""
 
     CONFIG = ViTConfig
+    BASE = "vit."
 
     def forward(self, pixels: Array, labels: Array | None = None) -> tuple[Array | None, ModelCache]:
         """(L, cache) of ``pixels`` (B, C, H, W) and integer ``labels`` (B,), −100 left out; None without labels."""

@@ -31,7 +31,8 @@ class Spectrum:
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain Python values."""
-        return {**self.__dict__, "values": self.values.tolist()}
+        fields = {"numerical_rank" if name == "rank" else name: value for name, value in self.__dict__.items()}
+        return {**fields, "values": self.values.tolist()}
 
     def lines(self) -> list[str]:
         """For a person."""

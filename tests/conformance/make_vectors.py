@@ -225,8 +225,13 @@ def dropout_cases() -> Iterator[Case]:
         yield layer(id_, 400 + number, shape, 3, pairing, dropped=5, scaling=0.5, bases=bases, dtype=dtype)
 
 
-def sliced_cases() -> Iterator[Case]:
-    """Layers of larger bases: in A alone, in B's terms or rows alone, by a whole layer's rows; and merged ones."""
+def telling_cases() -> Iterator[Case]:
+    """What tells faults apart: bases larger in one part alone, merged ones too; a network of sides beyond 1024."""
+    for number, dialect in enumerate(("paper", "peft"), 31):
+        yield Case(
+            id=f"count-{number:03}-{dialect}-wide-network", kind="count", dialect=dialect, rank=32,
+            shapes=((4096, 4096), (1024, 4096), (11008, 4096)), clause="spec.number_of_terms; §4.1",
+        )  # fmt: skip
     rows: list[tuple[str, tuple[int, int], int, tuple[int, int, int], dict[str, Any]]] = [
         ("A-alone-tall", (5, 4), 2, (2, 0, 0), {}),
         ("A-alone-wide", (3, 5), 2, (1, 0, 0), {"scaling": 2}),
@@ -478,7 +483,7 @@ def files() -> dict[str, str]:
     dropout, block = list(dropout_cases()), list(block_cases.block_cases())
     cases = {"layer-exact.json": exact, "layer-real.json": real, "rank.json": list(rank_cases())}
     cases |= {"layer-dropout.json": dropout, "block.json": block, "dialects.json": list(dialect_cases())}
-    cases |= {"sliced.json": list(sliced_cases())}
+    cases |= {"telling.json": list(telling_cases())}
     cases |= {f"{kind}.json": [c for c in other if c.kind == kind] for kind in ("bases", "start", "count")}
     texts = {name: as_text("cases", [full_json(case) for case in some]) for name, some in cases.items()}
     negatives = negative_cases(exact[0], real[0], full_json(exact[0]))

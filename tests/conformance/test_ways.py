@@ -53,7 +53,7 @@ wrong = example("wrong")
 def test_the_package_itself_passes_in_five_seconds() -> None:
     report = check(reference)
     assert report.passed, "\n".join(report.lines())
-    assert report.passed_cases == len(choose(None, None, None)) == 234
+    assert report.passed_cases == len(choose(None, None, None)) == 236
     assert report.seconds < 5
 
 
@@ -66,7 +66,7 @@ def test_results_of_any_array_library(library: Any) -> None:
     """Right ones pass, counts and ranks as arrays without axes too; a wrong one is named as it is on NumPy."""
     report = check(on(library, reference))
     assert report.passed, "\n".join(report.lines())
-    assert report.passed_cases == len(choose(None, None, None)) == 234
+    assert report.passed_cases == len(choose(None, None, None)) == 236
     fault = wrong.WRONG["crossed"]
     report = check(on(library, fault), [fault.kind])
     assert not report.passed

@@ -204,8 +204,8 @@ the gradients of an image's positions and class token, means over the batch
     d_positions = xp.mean(dx, axis=0)
 adapters/base.py: block models
 ΔW subtracted to merge
-    return weight + self._merged_update()
-    return weight - self._merged_update()
+    self._added(weight, self._merged_update())
+    self._added(weight, -self._merged_update())
 adapters/randlora.py: block
 ∂L/∂Λ without the scaling
     d_lambda = s * (P @ self.gamma[:, :, None])[:, :, 0]

@@ -1,0 +1,225 @@
+"""What a folder of PEFT holds, a class a method: arrays by module name, and the layers that they make.
+
+PEFT 0.21.2 stores RandLoRA's A as (r, 1, d_max), B as (D_max, n_max, r), Λ as (r, n) and Γ as (n, d); VeRA's and LoRA's
+arrays as they are here. Such layouts end in this file.
+"""
+
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self, cast
+
+import numpy as np
+
+from .. import arrays, checks
+from ..adapters import Adapter, LoRA, RandLoRA, VeRA
+from ..bases import Bases, Kind, draw_bases
+
+Array = Any
+ByModule = Mapping[str, Array]
+Shape = tuple[int, int]
+OTHER_LORAS = (  # settings of PEFT's LoRA under which it computes something else
+    *("use_dora", "use_qalora", "use_bdlora", "lora_bias", "layer_replication", "trainable_token_indices"),
+    *("target_parameters", "alora_invocation_tokens", "arrow_config", "kasa_config", "velora_config"),
+    "monteclora_config",
+)
+LORA_STARTS = (True, "gaussian", "eva", "orthogonal")  # any other changes the base model's weights
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key to sort names by: layer 10 follows layer 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+@dataclass(frozen=True, eq=False)
+class Saved(ABC):
+    """A saved adapter of one method: learned arrays by module name, and PEFT's ``config``.
+
+    ``extra``: what was trained beside it, biases and ``modules_to_save``, by PEFT's key. ``shapes``: the (out, in) of
+    the modules, where the base model was there to tell them.
+    """
+
+    LEARNED: ClassVar[Mapping[str, str]]  # by field: how PEFT's keys of it end
+    SHARED: ClassVar[tuple[str, ...]] = ()  # PEFT's keys of A and B, where the modules share them
+    ALPHA: ClassVar[tuple[str, ...]] = ()
+    FLAGS: ClassVar[tuple[str, ...]] = ("fan_in_fan_out", "save_projection")
+    FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # settings that must be false, or one of these
+
+    extra: Mapping[str, Array] = field(default_factory=dict, kw_only=True)
+    shapes: Mapping[str, Shape] = field(default_factory=dict, kw_only=True)
+
+    @property
+    def modules(self) -> list[str]:
+        """The adapted modules in their natural order."""
+        return sorted(getattr(self, next(iter(self.LEARNED))), key=natural)
+
+    def layer(self, name: str, shape: Shape | None = None) -> Adapter:
+        """One module's adapter; ``shape`` (out, in) None: the base model's where it is known, else the largest.
+
+        Raises KeyError for a name that is not there, ValueError where ``shape``, arrays or settings do not fit.
+        """
+        if name not in self.modules:
+            raise KeyError(f"name: {name!r}; it must be one of {', '.join(self.modules)}")
+        out, in_ = shape or self.shapes.get(name) or self.possible_shapes(name)[1]
+        own = {what: getattr(self, what)[name] for what in self.LEARNED}
+        return self._layer(name, {"out_features": out, "in_features": in_, **own})
+
+    def num_parameters(self) -> dict[str, int]:
+        """How many values are learned, by module; those beside the adapter by PEFT's key, each once."""
+        fields = [getattr(self, what) for what in self.LEARNED]
+        counts = {name: sum(math.prod(field[name].shape) for field in fields) for name in self.modules}
+        twice = (".original_module.", ".modules_to_save.")  # with bias="all", of what has its own key too
+        beside = {key: x for key, x in self.extra.items() if not any(part in key for part in twice)}
+        return counts | {key: math.prod(x.shape) for key, x in beside.items() if "float" in arrays.dtype_name(x)}
+
+    def to(self, dtype: str | None = None, xp: Any = np, device: Any = None) -> Self:
+        """The same in ``dtype`` (None: each array in its own), of the library ``xp`` on ``device``."""
+        checks.choice("dtype", dtype, (None, "float16", "float32", "float64"))
+
+        def moved(x: Array) -> Array:
+            x = arrays.to_numpy(x)
+            return arrays.from_numpy(xp, x.astype(dtype or x.dtype, copy=False) if x.dtype.kind == "f" else x, device)
+
+        named = {what: getattr(self, what).items() for what in (*self.LEARNED, "extra")}
+        changed: dict[str, Any] = {what: {name: moved(x) for name, x in pairs} for what, pairs in named.items()}
+        if self.SHARED:
+            changed["bases"] = self.bases_from_peft(*map(moved, self.bases_to_peft()))
+        other: Self = replace(cast(Any, self), **changed)
+        return other
+
+    @abstractmethod
+    def possible_shapes(self, name: str) -> tuple[Shape, Shape]:
+        """The least and the largest (out, in) that a module can have, up to a transposition."""
+
+    @abstractmethod
+    def _layer(self, name: str, given: dict[str, Any]) -> Adapter: ...
+
+    @classmethod
+    def from_peft(cls, what: str, x: Array) -> Array:
+        """A learned array in this package's layout, of one in PEFT's; and the other way round."""
+        return x
+
+    @classmethod
+    def bases_from_peft(cls, A: Array, B: Array) -> Any:
+        """The shared bases, of those in PEFT's layout."""
+        return A, B
+
+    def bases_to_peft(self) -> tuple[Array, ...]:
+        """The shared bases in PEFT's layout, on the host."""
+        return tuple(map(arrays.to_numpy, getattr(self, "bases", ())))
+
+    @classmethod
+    def draw(cls, config: Mapping[str, Any], shapes: list[Shape], draw_dtype: Any) -> Any:
+        """The bases that a folder does not hold, as PEFT draws them."""
+        raise ValueError(f"holds no {' and '.join(cls.SHARED)}; they must be saved (save_projection=True)")
+
+
+@dataclass(frozen=True, eq=False)
+class PeftAdapter(Saved):
+    """A saved RandLoRA adapter: the shared ``bases``, ``lambda_`` (n, r) and ``gamma`` (n, d) by module name.
+
+    ``config`` is PEFT's adapter_config.json. The files hold no layer's (out, in): Γ tells d, the base model the rest.
+    """
+
+    LEARNED = {"lambda_": "randlora_lambda", "gamma": "randlora_gamma"}  # noqa: RUF012
+    SHARED = ("randlora_A", "randlora_B")
+    ALPHA = ("randlora_alpha",)
+    FLAGS = (*Saved.FLAGS, "sparse", "very_sparse")
+
+    bases: Bases
+    lambda_: ByModule
+    gamma: ByModule
+    config: Mapping[str, Any]
+    __repr__ = arrays.brief
+
+    def possible_shapes(self, name: str) -> tuple[Shape, Shape]:
+        """Of smaller side d, from square to the height of B."""
+        d = int(self.gamma[name].shape[1])
+        return (d, d), (max(int(self.bases.B.shape[1]), d), d)
+
+    def _layer(self, name: str, given: dict[str, Any]) -> RandLoRA:
+        settings: dict[str, Any] = {"rank": self.config["r"], "alpha": self.config["randlora_alpha"]}
+        return RandLoRA(**given, **settings, bases=self.bases, dialect="peft")
+
+    @classmethod
+    def from_peft(cls, what: str, x: Array) -> Array:
+        """Λ is transposed."""
+        return x.T if what == "lambda_" else x
+
+    @classmethod
+    def bases_from_peft(cls, A: Array, B: Array) -> Bases:
+        """(r, 1, d) and (D, n, r) become (r, d) and (n, D, r)."""
+        if A.ndim != 3 or B.ndim != 3 or A.shape[1] != 1:
+            raise ValueError(f"randlora_A {A.shape}, randlora_B {B.shape}; they must be (r, 1, d) and (D, n, r)")
+        return Bases(A[:, 0, :], arrays.permute(checks.namespace(A=A, B=B), B, (1, 0, 2)))
+
+    def bases_to_peft(self) -> tuple[Array, ...]:
+        """A (r, 1, d) and B (D, n, r)."""
+        return arrays.to_numpy(self.bases.A)[:, None, :], arrays.to_numpy(self.bases.B).transpose(1, 0, 2)
+
+    @classmethod
+    def draw(cls, config: Mapping[str, Any], shapes: list[Shape], draw_dtype: Any) -> Bases:
+        """Bit for bit, from the seed that the configuration has."""
+        if not shapes:
+            raise ValueError("holds no bases; shapes must list the (out, in) of every adapted layer")
+        kind: Kind = "very_sparse" if config.get("very_sparse") else "sparse" if config.get("sparse") else "dense"
+        drawn: dict[str, Any] = {"rank": config["r"], "kind": kind, "draw_dtype": draw_dtype}
+        return draw_bases("peft", seed=config["projection_prng_key"], shapes=shapes, **drawn)
+
+
+@dataclass(frozen=True, eq=False)
+class PeftLoRA(Saved):
+    """A saved LoRA adapter: ``A`` (r, in) and ``B`` (out, r) by module name; r and α may be a module's own."""
+
+    LEARNED = {"A": "lora_A.weight", "B": "lora_B.weight"}  # noqa: RUF012
+    ALPHA = ("lora_alpha",)
+    FLAGS = ("fan_in_fan_out", "use_rslora")
+    FIXED = {"init_lora_weights": LORA_STARTS, **dict.fromkeys(OTHER_LORAS, ())}  # noqa: RUF012
+
+    A: ByModule
+    B: ByModule
+    config: Mapping[str, Any]
+    __repr__ = arrays.brief
+
+    def possible_shapes(self, name: str) -> tuple[Shape, Shape]:
+        """A and B have both sides."""
+        shape = int(self.B[name].shape[0]), int(self.A[name].shape[1])
+        return shape, shape
+
+    def _layer(self, name: str, given: dict[str, Any]) -> LoRA:
+        own = []
+        for pattern, setting in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
+            patterns = self.config.get(pattern) or {}  # the first that the end of the name is, from a dot on
+            matching = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name))
+            own.append(checks.number(f"{pattern} of {name}", next(matching, self.config[setting])))
+        rank, alpha = int(own[0]), own[1]
+        if self.config.get("use_rslora"):  # s = α/√r
+            alpha *= math.sqrt(rank)
+        return LoRA(**given, rank=rank, alpha=alpha)
+
+
+@dataclass(frozen=True, eq=False)
+class PeftVeRA(Saved):
+    """A saved VeRA adapter: shared ``bases`` A (r, in_max), B (out_max, r); λ_b (out,) and λ_d (r,) by module name."""
+
+    LEARNED = {"lambda_b": "vera_lambda_b", "lambda_d": "vera_lambda_d"}  # noqa: RUF012
+    SHARED = ("vera_A", "vera_B")
+
+    bases: tuple[Array, Array]
+    lambda_b: ByModule
+    lambda_d: ByModule
+    config: Mapping[str, Any]
+    __repr__ = arrays.brief
+
+    def possible_shapes(self, name: str) -> tuple[Shape, Shape]:
+        """λ_b has ``out``; ``in`` is at most A's."""
+        out = int(self.lambda_b[name].shape[0])
+        return (out, 1), (out, int(self.bases[0].shape[1]))
+
+    def _layer(self, name: str, given: dict[str, Any]) -> VeRA:
+        return VeRA(**given, rank=self.config["r"], A=self.bases[0], B=self.bases[1])
+
+
+METHODS: dict[Any, type[Any]] = {"RANDLORA": PeftAdapter, "LORA": PeftLoRA, "VERA": PeftVeRA}
