@@ -56,7 +56,7 @@ class Model:
         if not isinstance(self.config, self.CONFIG):
             raise TypeError(f"config: {config!r}; it must be a {self.CONFIG.__name__} or the mapping of a config.json")
         for name, given in (("weights", weights), ("adapters", {} if adapters is None else adapters)):
-            if not isinstance(given, Mapping):
+            if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
                 raise TypeError(f"{name}: {type(given).__name__}; it must be a mapping by name")
         self.weights = dict(weights)
         self.adapters: dict[str, Adapter] = dict(adapters or {})
