@@ -30,7 +30,7 @@ class Program(AbstractContextManager["Program"]):
             self.words = shlex.split(command)
         except ValueError as error:
             raise ValueError(f"command: {command!r}: {error}; it must be what a shell takes") from None
-        self.seconds, self.lives = seconds, LIVES
+        self.seconds, self.lives, self.last = seconds, LIVES, ""
         self.until = time.monotonic() + total_seconds
         self.process: subprocess.Popen[bytes] | None = None
         if not self.words:
@@ -95,7 +95,7 @@ class Program(AbstractContextManager["Program"]):
         """The program's results of a case; what goes wrong with it is a text, and so a failure."""
         if self.process is None:
             if self.lives == 0:
-                return dict.fromkeys(case.wanted, f"not asked: the program failed {LIVES} times")
+                return dict.fromkeys(case.wanted, f"not asked: the program failed {LIVES} times: {self.last}")
             self._start()
         request = json.dumps({"version": VERSION, "case": case_to_json(case)}) + "\n"
         seconds = min(self.seconds, self.until - time.monotonic())
@@ -110,6 +110,6 @@ class Program(AbstractContextManager["Program"]):
         except ValueError as error:
             text = f"bad answer: {str(error)[:TOLD]}"
             text += f"; the line {answer[:SHOWN].decode(errors='replace')!r}" * bool(answer)
-        text += self._last_words()
+        text = self.last = text + self._last_words()
         self._stop()  # what it would still say belongs to this case
         return dict.fromkeys(case.wanted, text)
