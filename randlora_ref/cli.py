@@ -18,16 +18,12 @@ from typing import Any
 import numpy as np
 
 from . import __version__, checks
-from .terminal import WIDTH, Parser, Progress, plain, refuse, show, table
+from .terminal import EXAMPLES, WIDTH, Parser, Progress, plain, refuse, show, table
 
 EXTRAS = {"safetensors": "peft", "matplotlib": "plot", "hypothesis": "test"}  # else crosscheck
 REFUSALS = (ValueError, OSError, ImportError, MemoryError)  # of arguments, files, machine; all else is a fault of ours
 DRAWN = {"shape": (64, 48), "rank": 8, "dialect": "paper", "kind": "dense", "seed": 0, "steps": 0}
 DRAWN |= dict.fromkeys(("lambda_start", "gamma_start"))  # what ``rank`` takes where it draws an update, with defaults
-EXAMPLES = {
-    "verify": "--backend numpy", "check": "mymodule:randlora --kinds rank", "vectors": "vectors/", "dialects": "--json",
-    "rank": "--shape 64 48 --rank 8 --steps 2", "count": "--model Llama-3.2-3B --method randlora", "claims": "--seed 1",
-}  # fmt: skip
 Output = tuple[list[str], Any, bool]  # lines for a person, data for JSON, whether all is well
 
 
@@ -197,9 +193,9 @@ def rank(arguments: argparse.Namespace) -> Output:
     from .interop.ranks import folder_ranks
     from .rank import certify_rank, load_factors, plot_spectra, spectrum
 
-    settle(arguments)
     if arguments.plot is not None:
         importlib.import_module("matplotlib")  # said before the work if it is not there
+    settle(arguments)
     spectra, lines, summary, stored = {}, [], [], arguments.source is not None
     data: dict[str, dict[str, Any]] = {"certificates": {}, "spectra": {}}
     with Progress() as progress:
@@ -215,17 +211,14 @@ def rank(arguments: argparse.Namespace) -> Output:
             lines.append(f"{'':9} {'rank':>6} {'of':>6}  proof")
         for name, certificate in certificates.items():
             data["certificates"][name] = certificate.to_json()
+            numerical = [data["modules"][name]] if "modules" in data else []
             if stored or arguments.proof:
                 lines += [f"{name}: {line}" for line in certificate.lines()]
             else:
-                lines.append(
-                    f"{name:9} {certificate.rank:6} {min(certificate.details['shape']):6}  {proof(certificate)}"
-                )
-            numerical = [data["modules"][name]] if "modules" in data else []
-            if not (stored or arguments.spectrum or arguments.plot):
-                continue
+                least = min(certificate.details["shape"])
+                lines.append(f"{name:9} {certificate.rank:6} {least:6}  {certificate.proof()}")
             try:
-                if name in sources:
+                if name in sources and (stored or arguments.spectrum or arguments.plot):
                     spectra[name] = spectrum(sources[name])
                     numerical += spectra[name].lines()
                     data["spectra"][name] = spectra[name].to_json()
@@ -252,16 +245,6 @@ def settle(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--{odd[0].replace('_', '-')}: says nothing about {beside}; it must be left out")
     for name, default in DRAWN.items():
         setattr(arguments, name, default if getattr(arguments, name) is None else getattr(arguments, name))
-
-
-def proof(certificate: Any) -> str:
-    """How a rank is known, in a few words."""
-    if certificate.full:
-        return f"exact: a minor of that order is not zero modulo {certificate.details['below']['prime']}"
-    known = (
-        "exact" if certificate.exact else f"at least; at most with an error of {certificate.details['error_bound']:.2g}"
-    )
-    return f"{known}: {certificate.details['above']['reason']}"
 
 
 def steps(arguments: argparse.Namespace, progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:

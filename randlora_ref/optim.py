@@ -73,6 +73,7 @@ def _check(values: Values, grads: Values, **state: Values) -> None:
         checks.instance(name, mapping, Mapping)
     for key, value in values.items():
         given = {f"values[{key!r}]": value}
+        arrays.namespace_of(f"values[{key!r}]", value)
         for name, others in {"grads": grads, **state}.items():
             if key not in others:
                 raise KeyError(f"{name}: nothing under {key!r}; values, grads and state must have the same keys")

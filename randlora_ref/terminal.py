@@ -15,6 +15,10 @@ from . import checks
 SOON, INTERVAL, WIDTH = 2.0, 0.1, 100  # of the line of progress: seconds before the first, between two; characters
 TOLD = 1000  # characters of a reason
 CELL = 17  # characters of a column of the table of dialects
+EXAMPLES = {
+    "verify": "--backend numpy", "check": "mymodule:randlora --kinds rank", "vectors": "vectors/", "dialects": "--json",
+    "rank": "--shape 64 48 --rank 8 --steps 2", "count": "--model Llama-3.2-3B --method randlora", "claims": "--seed 1",
+}  # fmt: skip
 # What a stdout that cannot show them gets for our symbols; for any other character its number.
 ASCII = str.maketrans({
     "Λ": "Lambda", "Γ": "Gamma", "Δ": "Delta ", "∂": "d", "Σ": "sum ", "σ": "sigma", "√": "sqrt", "·": "*", "×": "x",

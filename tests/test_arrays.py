@@ -66,7 +66,7 @@ def test_what_is_no_array_is_named() -> None:
         checks.namespace(x=[1.0])
     with pytest.raises(TypeError, match="x: dtype int64; it must be float16, float32, float64 or complex"):
         checks.precision("x", np.arange(3))
-    with pytest.raises(TypeError, match="no array among the arguments"):
+    with pytest.raises(TypeError, match="x: None; it must be an array"):
         checks.namespace(x=None)
 
 

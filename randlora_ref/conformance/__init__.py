@@ -1,6 +1,7 @@
 """The conformance kit: is an implementation right, and if not, what does it compute instead?"""
 
 from .answers import expected
+from .autograd import autograd
 from .cases import Case, random_case
 from .compare import Mismatch, compare, gauges, limits
 from .diagnose import diagnose
@@ -16,6 +17,7 @@ __all__ = [
     "Failure",
     "Mismatch",
     "Report",
+    "autograd",
     "check",
     "check_peft",
     "check_target",

@@ -79,6 +79,11 @@ class Case:
     stored: dict[str, Array] | None = field(default=None, repr=False)  # expected values read from a vector
     __repr__ = brief
 
+    def __post_init__(self) -> None:
+        if self.kind in ("layer", "rank") and hasattr(self.lambda_, "shape"):
+            object.__setattr__(self, "rank", int(self.lambda_.shape[1]))
+            object.__setattr__(self, "shape", self.shape if self.weight is None else tuple(self.weight.shape))
+
     @property
     def wanted(self) -> tuple[str, ...]:
         """The names of the results; a merged layer has no gradient of its learned values."""

@@ -21,13 +21,14 @@ import numpy as np
 from .. import arrays, checks
 from ..verify import gauge
 from .answers import arguments, expected, named
-from .cases import Case
+from .cases import WANTED, Case
 
 Array = Any
 Absent = tuple[str, str, str]  # case, result, reason
 BLOCK_ROUNDINGS = 2**10  # of a tensor's largest entry, that a block may be off
-SHOWN = 160  # characters of a bad value
-MISSING = "missing, and no reason given"
+SHOWN = 320  # characters of a bad value
+EXTENDED = ("bfloat16", "float8_e4m3fn", "float8_e5m2")  # of ml_dtypes, which NumPy widens
+MISSING = "missing, and no reason given: answer an array, or 'unsupported: reason'"
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,15 @@ def judge(case: Case, results: Mapping[str, Any], dtype: str | None = None) -> V
     """Each result that is wanted is right, wrong or absent."""
     wrong, absent = [], []
     right, limit = expected(case), limits(case, dtype)
+    unknown = [str(name) for name in results if name not in {*WANTED.get(case.kind, ()), *case.wanted}]
+    missing = (
+        f"{MISSING}; unknown result {unknown[0][:SHOWN]!r}; wanted {', '.join(case.wanted)}" if unknown else MISSING
+    )
     for name in case.wanted:
         value = results.get(name)
         if value is None or (isinstance(value, str) and value.startswith("unsupported")):
             reason = (value or "").removeprefix("unsupported").strip(": ")
-            absent.append((case.id, name, f"unsupported: {reason}" if reason else MISSING))
+            absent.append((case.id, name, f"unsupported: {checks.printable(reason)}" if reason else missing))
         elif (mismatch := compare(name, value, right[name], limit[name])) is not None:
             wrong.append(mismatch)
     return Verdict(case, results, tuple(wrong), tuple(absent))
@@ -108,24 +113,38 @@ def limits(case: Case, dtype: str | None = None) -> dict[str, Array]:
 
 
 def as_numbers(value: Any) -> Array | None:
-    """A result as a float64 array; None for what is not real numbers: text, objects, ragged lists, complex values."""
+    """``read_numbers``, or None for what cannot be read."""
     try:
-        # __array__ may raise: CuPy's always does, others' on another device than the host
-        own = arrays.is_cupy(value) or hasattr(value, "__array_namespace__")
-        if own:
-            arrays.namespace_of("result", value)  # what a mask hides is no result
-        array = arrays.to_numpy(value) if own else np.asarray(value)
-    except (TypeError, ValueError, RecursionError, AttributeError):
+        return read_numbers(value)
+    except Exception:  # whatever a stranger's array raises makes it no result
         return None
-    return array.astype(np.float64) if array.dtype.kind in "fiu" else None
+
+
+def read_numbers(value: Any) -> Array:
+    """A result as a float64 array, of any library, device and precision; whatever cannot be read raises.
+
+    TypeError for what is not real numbers: text, objects, ragged lists, complex values.
+    """
+    if hasattr(value, "detach"):  # torch's, which NumPy does not take with a gradient, on a GPU or in bfloat16
+        value = value.detach().cpu()
+        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+    elif arrays.is_cupy(value) or hasattr(value, "__array_namespace__"):
+        arrays.namespace_of("result", value)  # what a mask hides is no result
+        value = arrays.to_numpy(value)
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu" and array.dtype.name not in EXTENDED:
+        raise TypeError(f"dtype {array.dtype}")
+    return array.astype(np.float64)
 
 
 def compare(tensor: str, actual: Any, right: Array, limit: Array | float) -> Mismatch | None:
     """None if ``actual`` is ``right`` within ``limit`` (0: equal), entry by entry, else what is wrong with it."""
-    value = as_numbers(actual)
-    if value is None:
-        text = f"{type(actual).__name__} {str(actual)[:SHOWN]!r}; it must be an array of numbers"
-        return Mismatch(tensor, "not numbers", text)
+    try:
+        value = read_numbers(actual)
+    except Exception as raised:  # whatever a stranger's array raises makes it no result
+        own = "" if isinstance(actual, str) else f" ({type(raised).__name__}: {checks.printable(str(raised))[:SHOWN]})"
+        text = f"{type(actual).__name__} {str(actual)[:SHOWN]!r}; it must be an array of numbers{own}"
+        return Mismatch(tensor, "not numbers", " ".join(text.split()))
     right = np.asarray(right, dtype=np.float64)
     if value.shape != right.shape:
         return Mismatch(tensor, "shape", f"shape {value.shape}; it must be {right.shape}")

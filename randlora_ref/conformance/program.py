@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 from .cases import Case
-from .vectors import MOST_BYTES, TOLD, VERSION, case_to_json, parse, results_from_json
+from .vectors import MOST_BYTES, SHOWN, TOLD, VERSION, case_to_json, parse, results_from_json
 
 SECONDS, TOTAL_SECONDS, LIVES = 10.0, 300.0, 3  # for one case, for all, and how often it is started
 CHUNK = 1 << 16
@@ -30,7 +30,7 @@ class Program(AbstractContextManager["Program"]):
             self.words = shlex.split(command)
         except ValueError as error:
             raise ValueError(f"command: {command!r}: {error}; it must be what a shell takes") from None
-        self.seconds, self.lives = seconds, LIVES
+        self.seconds, self.lives, self.last = seconds, LIVES, ""
         self.until = time.monotonic() + total_seconds
         self.process: subprocess.Popen[bytes] | None = None
         if not self.words:
@@ -41,12 +41,12 @@ class Program(AbstractContextManager["Program"]):
         self._stop()
 
     def _start(self) -> None:
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         try:
             self.process = subprocess.Popen(self.words, bufsize=0, start_new_session=True, **pipes)
         except OSError as error:
             raise ValueError(f"command: {self.words[0]!r}: {error.strerror}; it must be a program") from None
-        self.lives -= 1
+        self.lives, self.told = self.lives - 1, b""
 
     def _stop(self) -> None:
         process, self.process = self.process, None
@@ -60,11 +60,12 @@ class Program(AbstractContextManager["Program"]):
     def _exchange(self, request: bytes, seconds: float) -> bytes:
         """What the program writes up to the end of a line, of its output or of what is read at most."""
         into, out = self.process.stdin.fileno(), self.process.stdout.fileno()  # type: ignore[union-attr]
+        said = [self.process.stderr.fileno()]  # type: ignore[union-attr]
         os.set_blocking(into, False)
         end, answer = time.monotonic() + seconds, bytearray()
         while b"\n" not in answer[-CHUNK:] and len(answer) <= MOST_BYTES:
             left = end - time.monotonic()
-            readable, writable, _ = select.select([out], [into] if request else [], [], max(0.0, left))
+            readable, writable, _ = select.select([out, *said], [into] if request else [], [], max(0.0, left))
             if left <= 0 or not (readable or writable):
                 raise TimeoutError
             if writable:
@@ -72,18 +73,29 @@ class Program(AbstractContextManager["Program"]):
                     request = request[os.write(into, request[:CHUNK]) :]
                 except OSError:
                     request = b""  # it reads no more; what it has written is still judged
-            if readable:
+            if said and said[0] in readable:
+                chunk = os.read(said[0], CHUNK)
+                self.told, said = (self.told + chunk)[-TOLD:], said if chunk else []
+            if out in readable:
                 chunk = os.read(out, CHUNK)
                 if not chunk:
                     break
                 answer += chunk
         return bytes(answer)
 
+    def _last_words(self) -> str:
+        """The exit status of a program that has ended, and the end of what it wrote to stderr."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(0.2)  # type: ignore[union-attr]
+        status = self.process.returncode  # type: ignore[union-attr]
+        said = " ".join(self.told.decode(errors="replace").split())
+        return f"{'' if status is None else f'; exit status {status}'}{f'; stderr: {said!r}' if said else ''}"
+
     def __call__(self, case: Case) -> Mapping[str, Any]:
         """The program's results of a case; what goes wrong with it is a text, and so a failure."""
         if self.process is None:
             if self.lives == 0:
-                return dict.fromkeys(case.wanted, f"not asked: the program failed {LIVES} times")
+                return dict.fromkeys(case.wanted, f"not asked: the program failed {LIVES} times: {self.last}")
             self._start()
         request = json.dumps({"version": VERSION, "case": case_to_json(case)}) + "\n"
         seconds = min(self.seconds, self.until - time.monotonic())
@@ -97,5 +109,7 @@ class Program(AbstractContextManager["Program"]):
             text = f"no answer in {seconds:.1f} s"
         except ValueError as error:
             text = f"bad answer: {str(error)[:TOLD]}"
+            text += f"; the line {answer[:SHOWN].decode(errors='replace')!r}" * bool(answer)
+        text = self.last = text + self._last_words()
         self._stop()  # what it would still say belongs to this case
         return dict.fromkeys(case.wanted, text)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import arrays, checks
+from ..arrays import brief
 from ..rank.exact import Progress
 from .cases import KINDS, Case, of_dialect
 from .compare import MISSING, Absent, Mismatch, Verdict, judge
@@ -75,6 +76,8 @@ class Report:
     seconds: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
     find: Causes = field(default=dict, repr=False)
+    kinds: tuple[str, ...] = ()  # of the cases that passed
+    __repr__ = brief
 
     @property
     def causes(self) -> Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]:
@@ -90,7 +93,7 @@ class Report:
     @property
     def at_fault(self) -> bool:
         """A failure, a result missing without a reason, or a pass where a failure is known: the list is out of date."""
-        missing = any(reason == MISSING for _, _, reason in self.absent)
+        missing = any(reason.startswith(MISSING) for _, _, reason in self.absent)
         return bool(self.failures or missing or self.details.get("unexpected"))
 
     @property
@@ -132,6 +135,9 @@ class Report:
         lines += [f"UNEXPECTED PASS: {id_}" for id_ in self.details.get("unexpected", ())]
         sums = f"{self.passed_cases} cases passed, {len(self.failures)} failed"
         sums += f", {len({case for case, _, _ in self.absent})} not fully checked, {self.seconds:.1f} s"
+        left = [kind for kind in KINDS if kind not in self.kinds]
+        if self.passed and left:
+            lines.append(f"passed: {', '.join(self.kinds)}; not checked: {', '.join(left)}")
         return [*lines, f"{self.target}: {'PASSED' if self.passed else 'FAILED'}, {sums}"]
 
     def to_json(self) -> dict[str, Any]:
@@ -270,4 +276,5 @@ def report_of(
 
     absent = tuple(row for verdict in verdicts for row in verdict.absent)
     passed = sum(not verdict.absent for verdict in passing)
-    return Report(target, passed, tuple(map(failure, failing)), absent, seconds, find=find)
+    kinds = tuple(dict.fromkeys(one.case.kind for one in passing if not one.absent))
+    return Report(target, passed, tuple(map(failure, failing)), absent, seconds, find=find, kinds=kinds)

@@ -56,7 +56,7 @@ class Model:
         if not isinstance(self.config, self.CONFIG):
             raise TypeError(f"config: {config!r}; it must be a {self.CONFIG.__name__} or the mapping of a config.json")
         for name, given in (("weights", weights), ("adapters", {} if adapters is None else adapters)):
-            if not isinstance(given, Mapping):
+            if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
                 raise TypeError(f"{name}: {type(given).__name__}; it must be a mapping by name")
         self.weights = dict(weights)
         self.adapters: dict[str, Adapter] = dict(adapters or {})
@@ -72,6 +72,10 @@ class Model:
         for name, shape in expected.items():
             checks.shape(name, self.weights[name], shape)
         self._check_adapters()
+
+    def __repr__(self) -> str:
+        held = f"{len(self.weights)} weights in {self.precision}, {len(self.adapters)} adapters"
+        return f"<{type(self).__name__}: {len(self.modules)} modules, {held}>"
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, adapter: Any = None, **made: Unpack[Made]) -> Self:
@@ -119,10 +123,6 @@ class Model:
             merged[saved][...] = weight.T if module.transposed else weight  # laid out by rows, as files are
         wanted = getattr(self.xp, dtype or self.precision)
         return {saved: arrays.astype(self.xp, x, wanted) for saved, x in merged.items()}
-
-    def __repr__(self) -> str:
-        held = f"{len(self.weights)} weights in {self.precision}, {len(self.adapters)} adapters"
-        return f"<{type(self).__name__}: {len(self.modules)} modules, {held}>"
 
     def replace(self, adapters: Mapping[str, Adapter]) -> Self:
         """The same model with other adapters."""

@@ -47,6 +47,13 @@ class RankCertificate:
         """The fields as plain Python values."""
         return {**self.__dict__, "primes": list(self.primes)}
 
+    def proof(self) -> str:
+        """How the rank is known, in a few words."""
+        if self.full:
+            return f"exact: a minor of that order is not zero modulo {self.details['below']['prime']}"
+        known = "exact" if self.exact else f"at least; at most with an error of {self.details['error_bound']:.2g}"
+        return f"{known}: {self.details['above']['reason']}"
+
     def lines(self) -> list[str]:
         """For a person."""
         below, above, error = self.details["below"], self.details["above"], self.details["error_bound"]

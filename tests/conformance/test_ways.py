@@ -312,12 +312,16 @@ def test_results_missing_without_a_reason_fail_and_are_not_skipped() -> None:
 
     case = next(case for case in stored_cases() if case.kind == "layer")
     pytest_cases(reference, "layer")(case)
-    with pytest.raises(pytest.fail.Exception, match="missing, and no reason given"):
+    with pytest.raises(
+        pytest.fail.Exception, match="missing, and no reason given: answer an array, or 'unsupported: reason'"
+    ):
         pytest_cases(answer(None), ["layer"])(case)
     with pytest.raises(pytest.skip.Exception, match="dgamma: unsupported: why"):
         pytest_cases(answer("unsupported: why"), ["layer"])(case)
     missing, said = search(answer(None), 20), search(answer("unsupported: why"), 20)
-    assert {row[1:] for row in missing.absent} == {("dgamma", "missing, and no reason given")}
+    assert {row[1:] for row in missing.absent} == {
+        ("dgamma", "missing, and no reason given: answer an array, or 'unsupported: reason'")
+    }
     assert {row[1:] for row in said.absent} == {("dgamma", "unsupported: why")}
     assert missing.passed_cases > 0  # merged layers, of which no gradient is asked
     assert said.passed_cases > 0
