@@ -375,8 +375,8 @@ def test_configurations_are_read_alike(ours: Any, keys: dict[str, Any]) -> None:
             }
             assert scaling.items() <= expected.rope_parameters.items()
             assert (value is None) == (expected.rope_parameters["rope_type"] == "default")
-        elif key == "num_labels":
-            assert value == expected.num_labels
+        elif key in ("num_labels", "model_type"):
+            assert value == getattr(expected, key)
         else:
             assert flat[key] == value or value is None, key
 
