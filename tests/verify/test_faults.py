@@ -213,9 +213,6 @@ adapters/randlora.py: block
 Γ squared
     xp.reshape(A * gamma, (self.n * self.rank, self.d))
     xp.reshape(A * gamma * gamma, (self.n * self.rank, self.d))
-vision's merge of a square layer, that of its forward
-    return delta.T if square
-    return delta if square
 a square layer's update, vision's orientation left out
     return not is_transposed(self.shape, self.dialect.orientation)
     return self.shape[0] >= self.shape[1]
