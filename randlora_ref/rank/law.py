@@ -8,11 +8,11 @@ are not zero and c = 1,
 
     rank ΔW <= min(D, d, n·r, c·r + min(ℓ, t·r(r+1)/2))
 
-whatever the bases. From Γ = 0 and constant Λ the first step moves Γ already, and each after it again: the same with
-c = 0 and G all gradients so far, one below the other, though at the second step Λ has moved too. Dense bases, drawn,
-are equal to it, but for t = 1: then Γ_j = c·g + l_j∘v with l_j a linear form of A's rows, and as l_i·l_j = l_j·l_i any
-antisymmetric ω gives Σ_j L_j∘Γ_j = 0 with L_j = Σ_i ω_ji l_i, where the L_j have to add to zero if c = 1. That is
-C(m − c, 2) rows of K less, of m = min(n, r + c) terms; more terms add none.
+whatever the bases. From Γ = 0 and constant Λ the first step moves Γ already, and Λ not at all, as its gradient is zero
+there: so the second moves Γ at the same Λ, and after two steps of one rate the same holds with c = 0 and G the sum of
+both gradients. Dense bases, drawn, are equal to it, but for t = 1: then Γ_j = c·g + l_j∘v with l_j a linear form of A's
+rows, and as l_i·l_j = l_j·l_i any antisymmetric ω gives Σ_j L_j∘Γ_j = 0 with L_j = Σ_i ω_ji l_i, where the L_j have to
+add to zero if c = 1. That is C(m − c, 2) rows of K less, of m = min(n, r + c) terms; more terms add none.
 
 What nlg reshapes in tall layers (``spec.oriented``) is the sum M; G is reshaped with it, and what is said holds of M.
 """

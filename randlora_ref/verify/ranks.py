@@ -132,13 +132,10 @@ def draw_descent(choose: Choose) -> BlockCase:
     return replace(case, spec=kind, batch=min(rows, case.batch), mask=mask, adapters=adapters)
 
 
-def law(G: Array, sides: tuple[int, int], r: int, n: int, constant: int) -> int:
-    """The rank where Γ_j has moved along G (rows, d) from ``constant`` Γ, 1, or from zero, 0 (the module's docstring).
-
-    ``sides``: D and d.
-    """
+def law(G: Array, r: int, n: int, constant: int) -> int:
+    """The rank where Γ_j has moved along G (D, d) from ``constant`` Γ, 1, or from zero, 0 (``rank.law``)."""
     n_live = int(np.sum(np.any(G != 0, axis=0)))  # ℓ
-    return min(*sides, rows_reached(fraction_rank(G), r, n, constant), constant * r + n_live)
+    return int(min(*G.shape, rows_reached(fraction_rank(G), r, n, constant), constant * r + n_live))
 
 
 def first_steps(case: BlockCase, backend: Backend) -> float:
@@ -151,7 +148,7 @@ def first_steps(case: BlockCase, backend: Backend) -> float:
         A, B, lambda_, gamma, scaling, *rules = as_update(cast(RandLoRA, adapter))
         updates[role] = spec.Update(*map(fractions, (A, B, lambda_, gamma, scaling)), *rules)
     constant = {role: int(np.any(own.gamma != 0)) for role, own in updates.items()}
-    ranks, moved = dict.fromkeys(updates, 0), {role: list[Array]() for role in updates}  # each G along which Γ moved
+    ranks, moved = dict.fromkeys(updates, 0), dict[str, Any].fromkeys(updates, 0)  # Σ G, along which Γ moved
     seen = spec.visible(case.size, case.causal, block.mask)
     tables = case.rotary and spec.rotary_tables(case.size, case.spec.head_width, *case.rotary)
     for step in range(3):
@@ -171,8 +168,8 @@ def first_steps(case: BlockCase, backend: Backend) -> float:
             (n, r), G = own.lambda_.shape, spec.oriented(dy.T @ x, case.spec.shapes()[role], own.orientation, True)
             ranks[role] = min(r, *G.shape) * int(np.any(G != 0))
             if np.any(own.lambda_ != 0):
-                moved[role].append(G)
-                ranks[role] = law(np.concatenate(moved[role]), G.shape, r, n, constant[role])
+                moved[role] = moved[role] + G
+                ranks[role] = law(moved[role], r, n, constant[role])
             d_lambda, d_gamma = spec.pullback(dy.T @ x, *own[:6], own.orientation)
             updates[role] = own._replace(lambda_=own.lambda_ - RATE * d_lambda, gamma=own.gamma - RATE * d_gamma)
     return float(wrong)
