@@ -213,9 +213,6 @@ adapters/randlora.py: block
 Γ squared
     xp.reshape(A * gamma, (self.n * self.rank, self.d))
     xp.reshape(A * gamma * gamma, (self.n * self.rank, self.d))
-a square layer's update, vision's orientation left out
-    return not is_transposed(self.shape, self.dialect.orientation)
-    return self.shape[0] >= self.shape[1]
 adapters/randlora.py: block
 ΔW affine in Λ
     scaled = self.scaling * self.lambda_
