@@ -237,6 +237,8 @@ def rank(arguments: argparse.Namespace) -> Output:
 
 def settle(arguments: argparse.Namespace) -> None:
     """Fills in the defaults of a drawn update. ValueError for options of one source beside another."""
+    if arguments.source == "":
+        raise ValueError("source: ''; it must be the path of a .npz or of a folder")
     folder = arguments.source is not None and os.path.isdir(arguments.source)
     odd = [name for name in DRAWN if arguments.source is not None and getattr(arguments, name) is not None]
     odd += [name for name in ("base", "draw_dtype") if not folder and getattr(arguments, name) is not None]

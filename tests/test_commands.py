@@ -128,7 +128,7 @@ LARGE = "100000000"
         (("rank", "--shape", LARGE, LARGE), "it must fit in memory"),
         (("rank", "--shape", LARGE, LARGE, "--dialect", "peft"), "it must fit in memory"),
         (("rank", "--steps", "1000000000000"), "steps: .*it must fit in memory"),
-        (("rank", ""), "it must be an .npz of factors"),
+        (("rank", ""), "source: ''; it must be the path"),
         (("rank", "/dev/zero"), "it must be an .npz of factors"),
         (("rank", "--rank", "0"), "rank: 0; it must be"),
         (("rank", "--kind", "thick"), "kind: 'thick'"),

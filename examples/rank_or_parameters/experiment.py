@@ -44,6 +44,15 @@ class Cell(NamedTuple):
         return {key: x for key, x in (("rank", self.rank), ("count", self.count)) if x is not None}
 
 
+@functools.cache
+def base_model(kind: type[Any], config: Any, path: Path | None, dtype: str = "float32") -> Any:
+    """The model of saved weights, or one that is not trained."""
+    if path is None:
+        return kind(config, models.initial_weights(config, 0))
+    with np.load(path, allow_pickle=False) as file:
+        return kind(config, {name: file[name].astype(dtype, copy=False) for name in file.files})
+
+
 def comparison(
     task: str, steps: int, width: int, modules: int, terms: Sequence[int], ranks: Sequence[int], methods: Sequence[str]
 ) -> Iterator[Cell]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment import Cell, Experiment, comparison
+from experiment import Cell, Experiment, base_model, comparison
 from plan import main
 
 from randlora_ref import models
@@ -99,7 +99,7 @@ class Language(Experiment):
 
     def model(self, cell: Cell | None = None) -> models.GPT2:
         """The pre-trained one."""
-        return base(self.path if cell else None)
+        return base_model(models.GPT2, CONFIG, self.path if cell else None)
 
     def batch(self, task: str, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Windows of the training text, twice: each token is the label of the one before."""
@@ -120,15 +120,6 @@ class Language(Experiment):
         before = {task: self.score(self.model(self.cells()[0]), task, "test") for task in ("topics", *TASKS)}
         yield {"split": "before", "scores": before}
         yield from self.directions(CONFIG, "transformer.h.0.attn.c_proj")
-
-
-@functools.cache
-def base(path: Path | None) -> models.GPT2:
-    """The model of saved weights, or one that is not trained."""
-    if path is None:
-        return models.GPT2(CONFIG, models.initial_weights(CONFIG, 0))
-    with np.load(path, allow_pickle=False) as file:
-        return models.GPT2(CONFIG, dict(file))
 
 
 if __name__ == "__main__":

@@ -14,11 +14,10 @@ import functools
 import hashlib
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment import Cell, Experiment, comparison
+from experiment import Cell, Experiment, base_model, comparison
 from plan import main
 from train import Recipe, learned, of_adapters, train, with_values
 
@@ -93,7 +92,7 @@ class Vision(Experiment):
 
     def model(self, cell: Cell | None = None, dtype: str = "float32") -> models.ViT:
         """The pre-trained one."""
-        return base(self.path if cell else None, dtype)
+        return base_model(models.ViT, CONFIG, self.path if cell else None, dtype)
 
     def batch(self, task: str, seed: int, step: int, dtype: str = "float32") -> tuple[np.ndarray, np.ndarray]:
         """Images of the training split, and their labels."""
@@ -114,15 +113,6 @@ class Vision(Experiment):
         yield {"split": "before", "scores": before}
         yield {"split": "control", "cell": CONTROL.name, **control(self)}
         yield from self.directions(CONFIG, "vit.layers.0.attention.q_proj")
-
-
-@functools.cache
-def base(path: Path | None, dtype: str) -> models.ViT:
-    """The model of saved weights, or one that is not trained."""
-    if path is None:
-        return models.ViT(CONFIG, models.initial_weights(CONFIG, 0))
-    with np.load(path, allow_pickle=False) as file:
-        return models.ViT(CONFIG, {name: file[name].astype(dtype) for name in file.files})
 
 
 def control(experiment: Vision) -> dict[str, float]:

@@ -12,11 +12,10 @@ import functools
 import hashlib
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment import Cell, Experiment, comparison
+from experiment import Cell, Experiment, base_model, comparison
 from plan import main
 from vision import SPLITS, digits, pixels
 
@@ -105,7 +104,7 @@ class VisionLanguage(Experiment):
 
     def model(self, cell: Cell | None = None) -> models.CLIP:
         """The pre-trained one."""
-        return base(self.path if cell else None)
+        return base_model(models.CLIP, CONFIG, self.path if cell else None)
 
     def batch(self, task: str, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
         """The captions, and for each an image of the training split that it describes."""
@@ -134,15 +133,6 @@ class VisionLanguage(Experiment):
 def pixels_of(task: str) -> str:
     """The task of ``vision`` whose pixels are shown."""
     return "permuted" if task == TASK else "digits"
-
-
-@functools.cache
-def base(path: Path | None) -> models.CLIP:
-    """The model of saved weights, or one that is not trained."""
-    if path is None:
-        return models.CLIP(CONFIG, models.initial_weights(CONFIG, 0))
-    with np.load(path, allow_pickle=False) as file:
-        return models.CLIP(CONFIG, dict(file))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def autograd(forward: Callable[..., Any], library: str | None = None) -> Callabl
 
     def implementation(case: Case) -> Mapping[str, Any]:
         if case.kind != "layer" or case.dropout_mask is not None:
-            raise NotImplementedError("a forward pass of layers without dropout was given")
+            return dict.fromkeys(case.wanted, "unsupported: a forward pass of layers without dropout was given")
         given = {name: getattr(case, name) for name in ("x", "weight", "bias", "A", "B", "lambda_", "gamma")}
         y, gradients = PULLED_BACK[library](forward, given, case.dy, case.scaling)
         out_features, in_features = case.weight.shape

@@ -134,7 +134,6 @@ class PeftAdapter(Saved):
     lambda_: ByModule
     gamma: ByModule
     config: Mapping[str, Any]
-    __repr__ = arrays.brief
 
     def possible_shapes(self, name: str) -> tuple[Shape, Shape]:
         """Of smaller side d, from square to the height of B."""
@@ -178,7 +177,6 @@ class PeftLoRA(Saved):
     A: ByModule
     B: ByModule
     config: Mapping[str, Any]
-    __repr__ = arrays.brief
 
     def possible_shapes(self, name: str) -> tuple[Shape, Shape]:
         """A and B have both sides."""
@@ -208,7 +206,6 @@ class PeftVeRA(Saved):
     lambda_b: ByModule
     lambda_d: ByModule
     config: Mapping[str, Any]
-    __repr__ = arrays.brief
 
     def possible_shapes(self, name: str) -> tuple[Shape, Shape]:
         """λ_b has ``out``; ``in`` is at most A's."""
