@@ -5,6 +5,7 @@ import importlib.util
 import json
 import statistics
 import zlib
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -405,3 +406,16 @@ def test_arrays_are_rounded_as_fractions_are(a: int, b: int, exponent: int, dtyp
     """What float64 holds, and a quotient of two numbers of 24 digits: once rounded on the way, and not otherwise."""
     for exact in (Fraction(a) * Fraction(2) ** exponent, Fraction(a, b)):
         assert oracle.rounded(np.array([float(exact)]), dtype)[0] == oracle.round_to(exact, dtype)
+
+
+def test_every_field_of_the_schema_is_described() -> None:
+    """Under each definition; what only narrows a field for one kind needs no words of its own."""
+
+    def fields(schema: Any) -> Iterator[tuple[str, Any]]:
+        for name, one in schema.get("properties", {}).items():
+            yield name, one
+            yield from fields(one)
+
+    found = [(f"{where}: {name}", one) for where, schema in SCHEMA["$defs"].items() for name, one in fields(schema)]
+    assert len(found) > 60
+    assert [name for name, one in found if not one.get("description")] == []
