@@ -65,18 +65,19 @@ OWN_BASES = Property("this backend, a slice, a tile: entries that differ", own_b
 ON_HOST = [one.name for one in (*KNOWN_ANSWERS, points.STEP)]
 
 
+OTHERS = {"LoRA": "lora", "VeRA": "vera", "NoLA": "nola", "FullFineTuning": "full", "RandLoRAa": "randlora_a"}
 # By part: what is drawn, one subject of each name; how; and what must hold of it.
 SUBJECTS: dict[str, tuple[Sequence[Any], Callable[[Any, Choose], Any], tuple[Property, ...]]] = {
-    "spec": (layers.SMALL, partial(layers.draw_layer, kind=layers.Specification), points.EXACT),
+    "spec": (20 * ["randlora"], layers.draw_specification, points.EXACT),
     "known answers": ([""], lambda _, choose: None, KNOWN_ANSWERS),
     "bases of our own": (
         [(kind, dtype) for kind in ("dense", "sparse", "very_sparse", 100) for dtype in ("float32", "float64")],
         lambda kind, choose: kind,
         (OWN_BASES,),
     ),
-    "layer": (layers.LAYERS, layers.draw_layer, points.EXACT),
-    "layer on reals": (layers.LAYERS, partial(layers.draw_layer, real=True), layers.ON_REALS),
-    **{name: ([(5, 7), (7, 5)], partial(layers.draw_other, name), points.EXACT) for name in layers.OTHERS},
+    "layer": (72 * ["randlora"], layers.draw_layer, points.EXACT),
+    "layer on reals": (72 * ["randlora"], partial(layers.draw_layer, real=True), layers.ON_REALS),
+    **{name: (4 * [method], layers.draw_layer, points.EXACT) for name, method in OTHERS.items()},
     "nn": (8 * [*functions.FUNCTIONS], functions.draw_function, (*points.PROPERTIES, points.STEP)),
     "block": (16 * [""], lambda _, choose: block.draw_block(choose).build(), block.PROPERTIES),
     "models": (8 * [*models.KINDS], lambda name, choose: models.draw_model(name, choose).build(), models.PROPERTIES),

@@ -74,13 +74,9 @@ class Chosen(NamedTuple):
             sharing = {"shapes": [shape, shape[::-1]], "rank": rank, "kind": options.pop("kind", "dense")}
             options["bases"] = draw_bases(options["dialect"], seed=self.seed, dtype="float64", **sharing)
         made: Any = METHODS[self.method](*shape, self.rank, seed=self.seed, dtype="float64", **options)
-        if self.order is not None:
-            made = replace(made, order=self.order)
-        if self.start:
-            return cast(Adapter, made)
-        rng = np.random.default_rng(self.seed)
-        learned = {name: 0.5 * rng.standard_normal(getattr(made, name).shape) for name in made.LEARNED}
-        return cast(Adapter, made.replace(**learned))
+        made = made if self.order is None else replace(made, order=self.order)
+        rng, names = np.random.default_rng(self.seed), () if self.start else made.LEARNED
+        return cast(Adapter, made.replace(**{x: 0.5 * rng.standard_normal(getattr(made, x).shape) for x in names}))
 
 
 def draw_adapter(choose: Choose, methods: Sequence[str] = ("randlora", *METHODS)) -> Chosen:
@@ -98,13 +94,11 @@ def draw_adapter(choose: Choose, methods: Sequence[str] = ("randlora", *METHODS)
 
 def with_arrays(adapter: Adapter, convert: Callable[[Array], Array]) -> Adapter:
     """The adapter with ``convert`` applied to each of its arrays."""
-    arrays_of: dict[str, Any] = {}
-    for name in (one.name for one in fields(adapter) if one.init):
-        if isinstance(value := getattr(adapter, name), Bases):
-            arrays_of[name] = Bases(convert(value.A), convert(value.B))
-        elif isinstance(value, np.ndarray):
-            arrays_of[name] = convert(value)
-    return cast(Adapter, replace(cast(Any, adapter), **arrays_of))
+    held = {one.name: getattr(adapter, one.name) for one in fields(adapter) if one.init}
+    moved = {name: convert(x) for name, x in held.items() if isinstance(x, np.ndarray)}
+    if "bases" in held:
+        moved["bases"] = Bases(convert(held["bases"].A), convert(held["bases"].B))
+    return cast(Adapter, replace(cast(Any, adapter), **moved))
 
 
 def brought(adapter: Adapter, backend: Backend, dtype: str) -> Adapter:

@@ -12,7 +12,9 @@ from .configurations import ROPE, SEEDS, Backend, Choose, draw_mask
 from .points import Point, Results
 
 Array = Any
-Drawn = Callable[[Choose, np.random.Generator], tuple[Any, ...]]  # a ``Function`` without its dy
+Drawn = Callable[
+    [Choose, np.random.Generator], tuple[Any, ...]
+]  # a ``Function`` but for dy; last its size where dy is 1
 LEADING = ((3,), (), (1,), (2, 3), (0,), (2, 1, 2))
 
 
@@ -31,12 +33,6 @@ class Function(Point):
     back: Callable[..., Any]
     value: Callable[..., Array]
     gradients: Callable[..., Any]
-    scale: float = 0.0  # beside dy
-
-    @property
-    def size(self) -> float:
-        """What is lost where numbers of ``scale`` cancel, as large as dy."""
-        return self.scale * float(np.max(np.abs(self.dy), initial=0.0))
 
     def run(self, values: Results, dy: Array | None = None) -> Results:
         """By ``nn``."""
@@ -63,24 +59,20 @@ def linear(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
     def gradients(dy: Array, x: Array, weight: Array, bias: Array | None = None) -> Any:
         return spec.linear_backward(dy, x, weight, bias, None)[1:4]
 
-    back = partial(nn.linear_backward, weight_grad=True)
-    return (values, nn.linear, back, partial(spec.linear, bias=None), gradients)
+    back, value = partial(nn.linear_backward, weight_grad=True), partial(spec.linear, bias=None)
+    return values, nn.linear, back, value, gradients
 
 
-def norm(name: str) -> Drawn:
+def norm(name: str, choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
     """LayerNorm or RMSNorm, with and without a bias."""
-
-    def draw(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
-        width, leading, eps = choose((5, 3, 2, 16)), choose(LEADING), choose((1e-5, 1e-12, 0.5))
-        x, weight = rng.standard_normal((*leading, width)) + choose((0.0, 10.0)), rng.standard_normal(width)
-        values = {"x": x, "weight": weight} | ({"bias": rng.standard_normal(width)} if choose((True, False)) else {})
-        run, value, gradients = alike_in_both(name, bias=None, eps=eps)
-        c = x - np.mean(x, axis=-1, keepdims=True) * (name == "layer_norm")
-        root = np.sqrt(np.min(np.mean(c * c, axis=-1), initial=1.0) + eps)  # g/root is what ∂L/∂x is a difference of
-        size = float(np.max(np.abs(weight)) / root)
-        return (values, run, partial(nn.norm_backward, weight_grad=True), value, gradients, size)
-
-    return draw
+    width, leading, eps = choose((5, 3, 2, 16)), choose(LEADING), choose((1e-5, 1e-12, 0.5))
+    x, weight = rng.standard_normal((*leading, width)) + choose((0.0, 10.0)), rng.standard_normal(width)
+    values = {"x": x, "weight": weight} | ({"bias": rng.standard_normal(width)} if choose((True, False)) else {})
+    run, value, gradients = alike_in_both(name, bias=None, eps=eps)
+    c = x - np.mean(x, axis=-1, keepdims=True) * (name == "layer_norm")
+    root = np.sqrt(np.min(np.mean(c * c, axis=-1), initial=1.0) + eps)  # g/root is what ∂L/∂x is a difference of
+    size = float(np.max(np.abs(weight)) / root)
+    return values, run, partial(nn.norm_backward, weight_grad=True), value, gradients, size
 
 
 def normalize(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
@@ -97,17 +89,13 @@ def normalize(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
     return values, nn.normalize, nn.normalize_backward, lambda x: x / length(x), gradients
 
 
-def activation(kind: str) -> Drawn:
+def activation(kind: str, choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
     """One of the four activations; SwiGLU's product with it is ``gated``."""
-
-    def draw(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
-        x = choose((1.0, 4.0, 30.0)) * rng.standard_normal((*choose(LEADING), choose((4, 1, 9))))
-        run, value, gradients = alike_in_both("activation", kind=kind)
-        # erf is right to its own last place, so exact GELU is to x's, not to its own small one far to the left
-        size = float(np.max(np.abs(x), initial=0.0)) * (kind == "gelu")
-        return ({"x": x}, run, nn.activation_backward, value, gradients, size)
-
-    return draw
+    x = choose((1.0, 4.0, 30.0)) * rng.standard_normal((*choose(LEADING), choose((4, 1, 9))))
+    run, value, gradients = alike_in_both("activation", kind=kind)
+    # erf is right to its own last place, so exact GELU is to x's, not to its own small one far to the left
+    size = float(np.max(np.abs(x), initial=0.0)) * (kind == "gelu")
+    return {"x": x}, run, nn.activation_backward, value, gradients, size
 
 
 def gated(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
@@ -118,10 +106,8 @@ def gated(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
     def gradients(dy: Array, gate: Array, up: Array) -> tuple[Array, Array]:
         return spec.activation_backward(dy * up, gate, kind), dy * spec.activation(gate, kind)
 
-    def value(gate: Array, up: Array) -> Array:
-        return spec.activation(gate, kind) * up
-
-    return (values, partial(nn.gated, kind=kind), nn.gated_backward, value, gradients)
+    run = partial(nn.gated, kind=kind)
+    return values, run, nn.gated_backward, lambda gate, up: spec.activation(gate, kind) * up, gradients
 
 
 def embedding(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
@@ -140,7 +126,7 @@ def embedding(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
     def gradients(dy: Array, table: Array) -> Array:
         return one_hot.T @ dy.reshape(-1, 3)
 
-    return ({"table": rng.standard_normal((size, 3))}, run, nn.embedding_backward, value, gradients)
+    return {"table": rng.standard_normal((size, 3))}, run, nn.embedding_backward, value, gradients
 
 
 def patches(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
@@ -151,14 +137,11 @@ def patches(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
     corners = [(size * i, size * j) for i in range(down) for j in range(across)]
     order = np.array([numbers[:, i : i + size, j : j + size].reshape(-1) for i, j in corners])
 
-    def value(pixels: Array) -> Array:
-        return pixels.reshape(batch, -1)[:, order]
-
     def gradients(dy: Array, pixels: Array) -> Array:
         return dy.reshape(batch, -1)[:, np.argsort(order.reshape(-1))].reshape(shape)
 
-    values = {"pixels": rng.standard_normal(shape)}
-    return (values, partial(nn.patches, size=size), nn.patches_backward, value, gradients)
+    values, run = {"pixels": rng.standard_normal(shape)}, partial(nn.patches, size=size)
+    return values, run, nn.patches_backward, lambda pixels: pixels.reshape(batch, -1)[:, order], gradients
 
 
 def rotary(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
@@ -169,13 +152,11 @@ def rotary(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
     def run(x: Array) -> Any:
         return nn.rotary(x, nn.rotary_tables(x, size, width, theta, scaling=scaling))
 
-    def value(x: Array) -> Array:
-        return spec.rotary(x, spec.rotary_tables(size, width, theta, scaling, x.real.dtype))
-
     def gradients(dy: Array, x: Array) -> Array:
-        return spec.rotary_backward(dy, spec.rotary_tables(size, width, theta, scaling, x.dtype))
+        return spec.rotary_backward(dy, tables(x.dtype))
 
-    return (values, run, nn.rotary_backward, value, gradients)
+    tables = partial(spec.rotary_tables, size, width, theta, scaling)
+    return values, run, nn.rotary_backward, lambda x: spec.rotary(x, tables(x.real.dtype)), gradients
 
 
 def attention(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
@@ -194,7 +175,7 @@ def attention(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
     # ∂L/∂S is a difference of sums over v, and ∂L/∂q one of those times k
     least = np.max(np.abs(values["v"])) * width**0.5 * max(np.max(np.abs(values["q"])), np.max(np.abs(values["k"])))
     _, value, gradients = alike_in_both("attention", seen=seen)
-    return (values, run, nn.attention_backward, value, gradients, float(least))
+    return values, run, nn.attention_backward, value, gradients, float(least)
 
 
 def cross_entropy(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
@@ -210,7 +191,7 @@ def cross_entropy(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
 
     _, value, gradients = alike_in_both("cross_entropy", labels=labels, ignored=ignored)
     size = 1 / rows  # of p and e_label, whose difference may cancel
-    return (values, run, lambda dy, cache: nn.cross_entropy_backward(cache, dy), value, gradients, size)
+    return values, run, lambda dy, cache: nn.cross_entropy_backward(cache, dy), value, gradients, size
 
 
 def contrastive(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
@@ -233,18 +214,19 @@ def contrastive(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
     scale, most = float(np.exp(values["log_scale"])), float(max(np.max(np.abs(values[name])) for name in values))
     size = scale * max(most, width * most**2) / count
     back = nn.contrastive_backward
-    return (values, nn.contrastive, lambda dy, cache: back(cache, dy), value, gradients, size)
+    return values, nn.contrastive, lambda dy, cache: back(cache, dy), value, gradients, size
 
 
 PLAIN = (linear, normalize, gated, embedding, patches, rotary, attention, cross_entropy, contrastive)
-FUNCTIONS: dict[str, Drawn] = {name: norm(name) for name in ("layer_norm", "rms_norm")}
-FUNCTIONS |= {kind: activation(kind) for kind in ("gelu", "gelu_tanh", "quick_gelu", "silu")}
+FUNCTIONS: dict[str, Drawn] = {name: partial(norm, name) for name in ("layer_norm", "rms_norm")}
+FUNCTIONS |= {kind: partial(activation, kind) for kind in ("gelu", "gelu_tanh", "quick_gelu", "silu")}
 FUNCTIONS |= {one.__name__: one for one in PLAIN}
 
 
 def draw_function(name: str, choose: Choose) -> Point:
     """A function of ``nn`` at a drawn point."""
     rng = np.random.default_rng(choose(SEEDS))
-    values, forward, back, value, *rest = FUNCTIONS[name](choose, rng)
+    values, forward, back, value, gradients, *scale = FUNCTIONS[name](choose, rng)
     dy = np.asarray(rng.standard_normal(np.shape(value(**values))))
-    return Function(values, dy, forward, back, value, *rest)
+    size = sum(scale) * float(np.max(np.abs(dy), initial=0.0))
+    return Function(values, dy, forward, back, value, gradients, size=size)

@@ -4,44 +4,23 @@ On integers every result is exact, in any order of contraction, on any library, 
 reals float64 is held to the closed form, float32 to the gauge (``gauge``).
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from itertools import product
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from .. import arrays, checks, spec
 from ..adapters import Adapter, RandLoRA
-from ..adapters.randlora import ORDERS
-from ..bases import Bases
-from ..dialects import DIALECTS
 from . import gauge
 from .complex_step import gradient
-from .configurations import HOST, SEEDS, Backend, Choose, Chosen, brought, with_arrays
-from .integers import fractions, layer_case, small
+from .configurations import HOST, Backend, Choose, brought, draw_adapter, with_arrays
+from .integers import fractions, small
 from .points import GRADIENTS, OUTPUTS, REPEATS, STEP, Point, Property, Results
 
 Array = Any
-# (out, in), r, n, leading axes: wide, tall, square, r∤d, r = d, r > d, n = 1, r = 1, no rows, many axes
-SHAPES: tuple[tuple[tuple[int, int], int, int, tuple[int, ...]], ...] = (
-    ((5, 11), 2, 3, (7,)),
-    ((11, 5), 2, 3, (7,)),
-    ((6, 6), 2, 3, (7,)),
-    ((7, 10), 3, 3, (2, 1, 3)),
-    ((9, 4), 4, 2, (5,)),
-    ((3, 8), 5, 2, (5,)),
-    ((8, 3), 3, 1, ()),
-    ((5, 7), 1, 5, (4,)),
-    ((7, 5), 2, 3, (0,)),
-    ((1, 1), 1, 1, (1,)),
-    ((40, 24), 4, 6, (33,)),
-    ((24, 40), 4, 6, (33,)),
-)
-LAYERS = tuple(product(ORDERS, ("literal", "crossed"), SHAPES))
-SMALL = tuple(product((None,), ("literal", "crossed"), SHAPES[:-2]))  # rationals are slow
-OTHERS = {"LoRA": "lora", "VeRA": "vera", "NoLA": "nola", "FullFineTuning": "full", "RandLoRAa": "randlora_a"}
 ROGUE = float(np.finfo(np.float32).max)  # what stands in stored bases where no layer may read: any sum shows it
 
 
@@ -86,10 +65,10 @@ def pulled_back(adapter: Adapter, G: Array) -> Results:
 
 @dataclass(frozen=True, eq=False)
 class Layer(Point):
-    """RandLoRA. ``values``: x, weight, bias and what is learned; ``mask``: that of dropout, if there is one."""
+    """An adapted layer. ``values``: x, weight, bias and what is learned; ``mask``: that of dropout, if there is one."""
 
     adapter: Any
-    mask: Array | None = None
+    mask: Array | None
 
     def here(self, values: Results) -> tuple[Any, Array | None]:
         """Adapter and mask with the learned ``values``, in their library and precision."""
@@ -111,15 +90,9 @@ class Layer(Point):
         return {"y": y, "delta_weight": own.delta_weight(), "x": dx, **grads._asdict()}
 
     def expected(self, values: Results, dy: Array) -> Results:
-        """The same by the specification."""
-        return gauge.expected(self.case(values, dy))
-
-
-class OtherLayer(Layer):
-    """Any other method: y is that of W0 + ΔW."""
-
-    def expected(self, values: Results, dy: Array) -> Results:
-        """y alone."""
+        """The same by the specification; of other methods y, that of W0 + ΔW."""
+        if isinstance(self.adapter, RandLoRA):
+            return gauge.expected(self.case(values, dy))
         weight = values["weight"] + self.here(values)[0].delta_weight()
         return {"y": spec.linear(values["x"], weight, values["bias"])}
 
@@ -141,39 +114,41 @@ class Specification(Layer):
         return right | {"khatri_rao": right["delta_weight"]}
 
 
-def draw_layer(what: Any, choose: Choose, real: bool = False, kind: type[Layer] = Layer) -> Layer:
-    """One of ``LAYERS`` on integers, or on ``real`` normal numbers that float32 holds.
+def draw_layer(method: str, choose: Choose, real: bool = False, sides: Sequence[int] = (7, 5, 10, 1, 24)) -> Layer:
+    """A wide, tall or square layer and any leading axes, adapted by a ``method``; ``sides`` to choose from.
 
-    Bases and mask, which none may change, are read-only; what the bases have more than the layer needs is ``ROGUE``.
+    On integers, ΔW scaled by a power of two, or on ``real`` normal numbers that float32 holds. Bases and mask, which
+    none may change, are read-only; what RandLoRA's bases have more than the layer needs is ``ROGUE``.
     """
-    order, pairing, (shape, r, n, leading) = what
-    rng, mask = np.random.default_rng(choose(SEEDS)), choose((False, False, True))
-    orientation = choose([one for one in get_args(spec.Orientation) if one != "reshape" or order in (None, "merged")])
-    case, (D, d) = layer_case(rng, shape, r, n, leading, mask, orientation=orientation), spec.sides(shape, orientation)
-    if real:
-        rng = np.random.default_rng(choose(SEEDS))
-        drawn = {name: rng.standard_normal(x.shape) for name, x in case.items() if isinstance(x, np.ndarray)}
-        case |= {name: np.asarray(x, np.float32).astype(np.float64) for name, x in drawn.items()}
-    case["A"][:, d:] = case["B"][:, D:] = case["B"][n:] = ROGUE
-    for name in ("A", "B", "dropout_mask"):
-        if case[name] is not None:
-            case[name].setflags(write=False)
-    adapter = RandLoRA(
-        out_features=shape[0], in_features=shape[1], rank=r, order=order, bases=Bases(case["A"], case["B"]),
-        dialect=replace(DIALECTS["paper"], pairing=pairing, orientation=orientation),
-        **{name: case[name] for name in ("lambda_", "gamma", "scaling")},
-    )  # fmt: skip
-    return kind({name: case[name] for name in spec.Gradients._fields}, case["dy"], adapter, case["dropout_mask"])
+    shape, leading = (choose(sides), choose(sides)), choose(((4,), (7,), (), (2, 1, 3), (0,), (33,)))
+    chosen = draw_adapter(choose, (method,))
+    if method == "randlora":
+        chosen = chosen._replace(options={**chosen.options, "scaling": 0.5})
+    else:  # LoRA's 8/r and NoLA's 1/r are powers of two as they are
+        chosen = chosen._replace(rank=2, options={"scale": 0.5} if method == "randlora_a" else {})
+    rng = np.random.default_rng(chosen.seed)
 
+    def fill(x: Array) -> Array:
+        return np.asarray(rng.standard_normal(x.shape), np.float32).astype(float) if real else small(rng, *x.shape)
 
-def draw_other(method: str, shape: tuple[int, int], choose: Choose) -> Layer:
-    """Any other method on integers, ΔW scaled by a power of two."""
-    rng = np.random.default_rng(choose(SEEDS))
-    options = {"scale": 0.5} if method == "RandLoRAa" else {}
-    adapter = with_arrays(Chosen(OTHERS[method], 2, True, 0, options).adapter(shape), lambda x: small(rng, *x.shape))
-    values = {"x": small(rng, 4, shape[1]), "weight": small(rng, *shape), "bias": small(rng, shape[0])}
+    adapter: Any = with_arrays(chosen.adapter(shape), fill)
+    x, dy = (fill(np.empty((*leading, side))) for side in shape[::-1])
+    values = {"x": x, "weight": fill(np.empty(shape)), "bias": fill(np.empty(shape[:1]))}
     values |= {name: getattr(adapter, name) for name in adapter.LEARNED}
-    return OtherLayer(values, small(rng, 4, shape[0]), adapter)
+    mask = 2.0 * rng.integers(0, 2, x.shape) if choose((False, False, True)) else None  # p = 1/2: kept values twice
+    if mask is not None:
+        mask.setflags(write=False)
+    if method == "randlora":
+        A, B = adapter.bases.A, adapter.bases.B
+        A[:, adapter.d :] = B[:, adapter.D :] = B[adapter.n :] = ROGUE
+        for basis in (A, B):
+            basis.setflags(write=False)
+    return Layer(values, dy, adapter, mask)
+
+
+def draw_specification(method: str, choose: Choose) -> Specification:
+    """The same on small sides: rationals are slow."""
+    return Specification(**vars(draw_layer(method, choose, sides=(7, 5, 10, 1))))
 
 
 # -- on reals ---------------------------------------------------------------------------------------------

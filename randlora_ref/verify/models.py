@@ -72,7 +72,9 @@ class ModelCase:
         stacks.STACKS[self.name](stacks.Tensors(tensor, {}, modules), keys, given | inputs)
         if self.embedded and self.name != "ViT":  # as wide as the table that is read first
             inputs["embeddings"] = rng.standard_normal((*tokens, next(iter(weights.values())).shape[1]))
-        bare = Model(weights | inputs, np.ones(()), self, modules, given, {})
+        # of one pair of CLIP's, or of vectors of one number, only rounding is left of ∂L/∂Z
+        left = float(np.exp(weights["logit_scale"])) / self.batch if "logit_scale" in weights else 0.0
+        bare = Model(weights | inputs, np.ones(()), self, modules, given, {}, size=left)
         return bare.adapted({name: one.adapter(modules[name][1]) for name, one in self.adapters.items()})
 
 
@@ -130,11 +132,6 @@ class Model(Network):
 
     case: ModelCase
     whole: bool = True  # whether gradients of weights and inputs are asked for
-
-    @property
-    def size(self) -> float:
-        """Of one pair of CLIP's, or of vectors of one number, only rounding is left of ∂L/∂Z."""
-        return float(np.exp(self.values["logit_scale"])) / self.case.batch if "logit_scale" in self.values else 0.0
 
     def forward(self, values: Results, constant: bool = False) -> tuple[Any, Array, Any]:
         """The model of ``values``, its loss and its cache; ``constant``: the padding token's row is one to the lookup.

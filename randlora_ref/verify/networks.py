@@ -135,25 +135,23 @@ def causality(network: Network, backend: Backend) -> float:
     return differ(found, right)
 
 
-def merged_transposed(adapter: Adapter) -> bool:
+def merges_transposed(adapter: Adapter) -> bool:
     """Whether the dialect's own merge is W0 + ΔWᵀ, as vision's of a square layer, whose forward has ΔW."""
-    square = adapter.shape[0] == adapter.shape[1]
-    return square and isinstance(adapter, RandLoRA) and adapter.dialect.orientation == "square_transposed"
+    if not isinstance(adapter, RandLoRA) or adapter.dialect.orientation != "square_transposed":
+        return False
+    return adapter.shape[0] == adapter.shape[1]
 
 
 def merged(network: Network, backend: Backend) -> float:
     """W0 + ΔW in place of an adapter: the same outputs, and the same gradients of all inputs and weights."""
-    weights = Results()
-    for name, one in network.adapters.items():
-        if not network.tied(name):
-            saved, _, turned = network.modules[name]
-            weight = network.values[saved].T if turned else network.values[saved]
-            whole = one.merge(weight)
-            if merged_transposed(one):
-                whole = weight + (whole - weight).T
-            weights[saved] = whole.T if turned else whole
-    rest = network.adapted({name: one for name, one in network.adapters.items() if network.tied(name)})
-    return alike(network, backend, rest.results(backend, values=rest.values | weights))
+    weights, rest = Results(), dict(network.adapters)
+    for name in [name for name in rest if not network.tied(name)]:
+        (saved, _, turned), one = network.modules[name], rest.pop(name)
+        W = network.values[saved]
+        # a weight that is saved as (in, out) is turned for the merge, and turned back what is merged transposed
+        weights[saved] = one.merge(W.T).T if turned != merges_transposed(one) else one.merge(W)
+    alone = network.adapted(rest)
+    return alike(network, backend, alone.results(backend, values=alone.values | weights))
 
 
 def one_more(network: Network, backend: Backend) -> float:
