@@ -135,15 +135,14 @@ def draw_layer(method: str, choose: Choose, real: bool = False, sides: Sequence[
     x, dy = (fill(np.empty((*leading, side))) for side in shape[::-1])
     values = {"x": x, "weight": fill(np.empty(shape)), "bias": fill(np.empty(shape[:1]))}
     values |= {name: getattr(adapter, name) for name in adapter.LEARNED}
-    mask = 2.0 * rng.integers(0, 2, x.shape) if choose((False, False, True)) else None  # p = 1/2: kept values twice
-    if mask is not None:
-        mask.setflags(write=False)
+    frozen = [2.0 * rng.integers(0, 2, x.shape)]  # the mask for p = 1/2: what is kept counts twice
     if method == "randlora":
         A, B = adapter.bases.A, adapter.bases.B
         A[:, adapter.d :] = B[:, adapter.D :] = B[adapter.n :] = ROGUE
-        for basis in (A, B):
-            basis.setflags(write=False)
-    return Layer(values, dy, adapter, mask)
+        frozen += [A, B]
+    for array in frozen:
+        array.setflags(write=False)
+    return Layer(values, dy, adapter, choose((None, None, frozen[0])))
 
 
 def draw_specification(method: str, choose: Choose) -> Specification:
