@@ -1,7 +1,7 @@
 """A transformer block of any kind as a point beside ``spec.block``, and the laws of RandLoRA's layers in it.
 
-An adapter that is no RandLoRA is its W0 + ΔW to the specification, whose ∂L/∂ΔW is pulled back through that method's
-own ΔW, entry by entry, by the complex step.
+An adapted weight is W0 + ΔW to ``spec.block``, whose ∂L/∂ΔW is pulled back through ΔW: RandLoRA's by ``spec.update``,
+that of another method through its own, entry by entry, by the complex step.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from .. import nn, spec
 from ..adapters import RandLoRA
 from ..bases import Bases
 from .configurations import ROPE, SEEDS, Backend, Choose, Chosen, draw_adapter, draw_mask, entries
-from .layers import as_update, pulled_back
+from .layers import pulled_back, update
 from .networks import INVARIANCES, Network
 from .points import ALIKE, DRAWN_STEP, LIMIT, Property, Results, apart
 from .points import PROPERTIES as OF_POINTS
@@ -103,14 +103,12 @@ class Block(Network):
     def expected(self, values: Results, dy: Array) -> Results:
         """By ``spec``."""
         adapters = self.with_values(values)
-        updates = {role: as_update(one) for role, one in adapters.items() if isinstance(one, RandLoRA)}
-        others = {role: one for role, one in adapters.items() if role not in updates}
-        whole = {f"{role}.weight": values[f"{role}.weight"] + one.delta_weight() for role, one in others.items()}
-        arguments = self.arguments(values | whole, updates)
+        whole = {f"{role}.weight": values[f"{role}.weight"] + update(one) for role, one in adapters.items()}
+        arguments = self.arguments(values | whole, {})
         y, _ = spec.block_forward(*arguments)
         dx, gradients = spec.block_backward(dy, *arguments)
         found = {"y": y} | self.named(dx, gradients)
-        for role, one in others.items():
+        for role, one in adapters.items():
             own = pulled_back(one, gradients[role].delta_weight)
             found |= {f"{role}.{name}": g for name, g in own.items()}
         return found

@@ -44,6 +44,14 @@ def as_update(adapter: RandLoRA) -> spec.Update:
     return spec.Update(bases.A, bases.B, *learned, dialect.pairing, orientation=dialect.orientation)
 
 
+def update(adapter: Adapter) -> Array:
+    """ΔW (out, in) RandLoRA's by the specification."""
+    if not isinstance(adapter, RandLoRA):
+        return adapter.delta_weight()
+    own = as_update(adapter)
+    return spec.delta_weight(*own[:4], adapter.shape, own.scaling, own.pairing, own.orientation)
+
+
 def pulled_back(adapter: Adapter, G: Array) -> Results:
     """The gradient of ⟨G, ΔW⟩ by every learned value, in the precision of ``G``: by the specification for RandLoRA.
 

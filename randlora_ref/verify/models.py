@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import models, spec
-from ..adapters import Adapter, RandLoRA
+from .. import models
 from . import points, stacks
 from .configurations import ROPE, SEEDS, Backend, Choose, Chosen, draw_adapter, draw_mask, entries
-from .layers import as_update, pulled_back
+from .layers import pulled_back, update
 from .networks import INPUTS, INVARIANCES, Network, learned
 from .points import ALIKE, LIMIT, Property, Results, apart
 
@@ -116,14 +115,6 @@ def draw_model(name: str, choose: Choose) -> ModelCase:
     count = choose((2, 0, 1, 4, len(modules)))
     chosen = modules if count == len(modules) else [choose(modules) for _ in range(count)]
     return replace(case, adapters={module: draw_adapter(choose) for module in chosen})
-
-
-def update(adapter: Adapter) -> Array:
-    """ΔW (out, in) on the host, RandLoRA's by the specification."""
-    if not isinstance(adapter, RandLoRA):
-        return adapter.delta_weight()
-    own = as_update(adapter)
-    return spec.delta_weight(*own[:4], adapter.shape, own.scaling, own.pairing, own.orientation)
 
 
 @dataclass(frozen=True, eq=False)
