@@ -13,6 +13,7 @@ import numpy as np
 from .. import nn, spec
 from ..adapters import RandLoRA
 from ..bases import Bases
+from . import gauge
 from .configurations import ROPE, SEEDS, Backend, Choose, Chosen, draw_adapter, draw_mask, entries
 from .layers import pulled_back, update
 from .networks import INVARIANCES, Network
@@ -37,15 +38,14 @@ class BlockCase:
 
     def build(self) -> "Block":
         """The block, its arrays drawn."""
-        rng, kind, weights = np.random.default_rng(self.seed), self.spec, Results()
-        shapes, inputs = kind.shapes(), (self.batch, self.size, kind.width)
-        for role, shape in {"norm1": (kind.width,), "norm2": (kind.width,), **shapes}.items():
-            weights[f"{role}.weight"] = entries(rng, f"{role}.weight", *shape)
-            if role in kind.biases:
-                weights[f"{role}.bias"] = entries(rng, f"{role}.bias", shape[0])
+        rng, shapes, width = np.random.default_rng(self.seed), self.spec.shapes(), self.spec.width
+        roles = {"norm1": (width,), "norm2": (width,), **shapes}
+        tensors = {f"{role}.weight": shape for role, shape in roles.items()}
+        tensors |= {f"{role}.bias": shape[:1] for role, shape in roles.items() if role in self.spec.biases}
+        weights = {name: entries(rng, name, *shape) for name, shape in tensors.items()}
         given = {} if self.mask is None else {"attention_mask": np.array(self.mask)}
         modules = {role: (f"{role}.weight", shape, False) for role, shape in shapes.items()}
-        x, dy = rng.standard_normal(inputs), rng.standard_normal(inputs)
+        x, dy = rng.standard_normal((2, self.batch, self.size, width))
         bare = Block({"x": x} | weights, dy, self, modules, given, {})
         return bare.adapted({role: one.adapter(shapes[role]) for role, one in self.adapters.items()})
 
@@ -120,9 +120,8 @@ def euler(block: Block, backend: Backend) -> float:
     for role, one in block.adapters.items():
         if isinstance(one, RandLoRA):
             left, right = (block.values[f"{role}.{name}"] * found[f"{role}.{name}"] for name in one.LEARNED)
-            size = np.sum(np.abs(left), axis=1) + np.sum(np.abs(right), axis=1)
-            gap = np.abs(np.sum(left, axis=1) - np.sum(right, axis=1))
-            worst = max(worst, float(np.max(gap / np.where(size == 0, 1, size))))
+            size = np.sum(np.abs(left), axis=1) + np.sum(np.abs(right), axis=1) + gauge.TINY
+            worst = max(worst, gauge.ratio(np.sum(left, axis=1), np.sum(right, axis=1), size))
     return worst
 
 

@@ -146,8 +146,8 @@ def first_steps(case: BlockCase, backend: Backend) -> float:
     """
     block, updates, wrong = case.build(), dict[str, spec.Update](), 0
     for role, adapter in block.adapters.items():
-        A, B, lambda_, gamma, scaling, *rules = as_update(cast(RandLoRA, adapter))
-        updates[role] = spec.Update(*map(fractions, (A, B, lambda_, gamma, scaling)), *rules)
+        own = as_update(cast(RandLoRA, adapter))
+        updates[role] = spec.Update._make([*map(fractions, own[:5]), *own[5:]])
     constant = {role: int(np.any(own.gamma != 0)) for role, own in updates.items()}
     ranks, moved = dict.fromkeys(updates, 0), dict[str, Any].fromkeys(updates, 0)  # Σ G, along which Γ moved
     for step in range(3):
