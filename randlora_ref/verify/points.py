@@ -88,10 +88,10 @@ def apart(found: Results, right: Results, names: Iterable[str], size: float = 0.
 
 
 def aside(values: Results, count: int, ulp: float, seed: int) -> Iterator[Results]:
-    """The ``values``, ``count`` times, each entry a few times ``ulp`` of itself aside."""
+    """The ``values``, ``count`` times, each entry a few times ``ulp`` of itself aside, in their precision."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
-        yield {name: x * (1 + ulp * rng.standard_normal(x.shape)) for name, x in values.items()}
+        yield {name: (x * (1 + ulp * rng.standard_normal(x.shape))).astype(x.dtype) for name, x in values.items()}
 
 
 def conditioned(error: float, point: Point) -> float:
@@ -168,23 +168,22 @@ def single(point: Point, backend: Backend) -> float:
     """float32: the worst error over 2·the specification's own in float32 + 16·u, on the scale of each tensor.
 
     A tensor's scale is its largest entry, at least 1/16 of the largest of all, since what is small beside that is what
-    rounding leaves of larger numbers. The specification's error is the largest of eight: here, and a few ulps aside.
+    rounding leaves of larger numbers. The specification's error is the largest of eight, here and a few ulps aside, of
+    which as many are taken as it takes to be enough.
     """
-    dy = np.asarray(point.dy, np.float32)
+    dy, theirs = np.asarray(point.dy, np.float32), 0.0
 
     def error(found: Results, values: Results) -> float:
         right = point.expected({name: x.astype(float) for name, x in values.items()}, dy.astype(float))
         return apart(found, right, right, max(point.size, 2.0**-100), 2.0**-4)
 
-    near = [
-        {name: x.astype(np.float32) for name, x in values.items()}
-        for values in (point.values, *aside(point.values, 7, 2.0**-22, seed=2))
-    ]
-    found = point.results(backend, "float32")
-    if any(x.dtype != np.float32 for x in found.values()):
-        return float("inf")
-    theirs = max(error(point.expected(values, dy), values) for values in near)
-    return error(found, near[0]) / (2 * theirs + 16 * 2.0**-24)
+    found, here = point.results(backend, "float32"), {name: x.astype(np.float32) for name, x in point.values.items()}
+    ours = error(found, here) if all(x.dtype == np.float32 for x in found.values()) else float("inf")
+    for values in (here, *aside(here, 7, 2.0**-22, seed=2)):
+        theirs = max(theirs, error(point.expected(values, dy), values))
+        if ours <= 2 * theirs + 16 * 2.0**-24:
+            break
+    return ours / (2 * theirs + 16 * 2.0**-24)
 
 
 def repeats(point: Point, backend: Backend) -> float:
