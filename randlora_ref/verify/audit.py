@@ -63,8 +63,6 @@ KNOWN_ANSWERS = (
 OWN_BASES = Property("this backend, a slice, a tile: entries that differ", own_bases, 0, "bits")
 # On NumPy alone, of the first half that is drawn: they are slow, or know no backend.
 ON_HOST = [one.name for one in (*KNOWN_ANSWERS, points.STEP)]
-
-
 OTHERS = {"LoRA": "lora", "VeRA": "vera", "NoLA": "nola", "FullFineTuning": "full", "RandLoRAa": "randlora_a"}
 # By part: what is drawn, one subject of each name; how; and what must hold of it.
 SUBJECTS: dict[str, tuple[Sequence[Any], Callable[[Any, Choose], Any], tuple[Property, ...]]] = {
@@ -97,7 +95,7 @@ def audited(part: str, backend: Backend, rng: np.random.Generator) -> Iterator[P
                 found.setdefault(one, []).append((one.of(subject, backend).figure, name))
     for one, figures in found.items():
         figure, name = max(figures, key=lambda pair: (math.isnan(pair[0]), pair[0]))
-        where = f", most in {name}" if name and figure else ""
+        where = f", most in {name}" if figure and len({*DRAWN[part]}) > 1 else ""
         yield one._replace(name=f"{part}: {one.name}{where}", figure=figure)
 
 

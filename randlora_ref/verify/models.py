@@ -44,12 +44,9 @@ class ModelCase:
     def build(self) -> "Model":
         """The model, its arrays drawn as its stack asks for them."""
         rng, keys, tokens = np.random.default_rng(self.seed), self.keys, (self.batch, self.size)
-        text, vision, modules = (
-            keys.get("text_config", keys),
-            keys.get("vision_config", keys),
-            dict[str, stacks.Layer](),
-        )
+        text, vision = keys.get("text_config", keys), keys.get("vision_config", keys)
         weights, given, inputs = Results(), Results(), Results()
+        modules: dict[str, stacks.Layer] = {}
         longest = [int(np.iinfo(dtype).max) + 1 for dtype in self.dtypes]
 
         def tensor(name: str, *shape: int) -> Array:
@@ -72,8 +69,8 @@ class ModelCase:
         if self.embedded and self.name != "ViT":  # as wide as the table that is read first
             inputs["embeddings"] = rng.standard_normal((*tokens, next(iter(weights.values())).shape[1]))
         # of one pair of CLIP's, or of vectors of one number, only rounding is left of ∂L/∂Z
-        left = float(np.exp(weights["logit_scale"])) / self.batch if "logit_scale" in weights else 0.0
-        bare = Model(weights | inputs, np.ones(()), self, modules, given, {}, size=left)
+        least = float(np.exp(weights["logit_scale"])) / self.batch if "logit_scale" in weights else 0.0
+        bare = Model(weights | inputs, np.ones(()), self, modules, given, {}, size=least)
         return bare.adapted({name: one.adapter(modules[name][1]) for name, one in self.adapters.items()})
 
 
