@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..adapters import RandLoRA
 from ..bases import draw_bases
 from ..dialects import DIALECTS
 from ..rank import certify_rank, randlora_factors, rank_after_steps, spectrum
 from ..rank.law import reshape_gain, rows_reached, tokens_needed
-from ..spec import pullback, sides
+from ..spec import pullback
 
 SHAPE, RANK, STEPS = (96, 64), 8, 3  # (out, in): a tall layer, which nlg reshapes
 
@@ -32,11 +33,9 @@ def first_ranks(name: str, seed: int, shape: tuple[int, int] = SHAPE, r: int = R
     """One layer of ``shape`` (out, in) on the dialect's own bases, from its start, down ½‖ΔW − T‖²."""
     dialect = replace(DIALECTS[name], context=min(shape))
     bases = draw_bases(dialect, seed=seed, shapes=[shape, shape[::-1]], rank=r, dtype="float64")
-    n = dialect.terms(shape, r)
-    lambda_start, gamma_start = dialect.start(shape, r, n)
-    start = np.full((n, r), lambda_start), np.full((n, sides(shape, dialect.orientation)[1]), gamma_start)
+    start = RandLoRA.start(*shape, r, dialect, bases=bases, dtype="float64")
     rules = {"pairing": dialect.pairing, "orientation": dialect.orientation}
-    descent = rank_after_steps(bases.A, bases.B, *start, shape, STEPS, seed=seed, **rules)  # type: ignore[arg-type]
+    descent = rank_after_steps(bases.A, bases.B, start.lambda_, start.gamma, shape, STEPS, seed=seed, **rules)  # type: ignore[arg-type]
     gain = reshape_gain(shape) if dialect.orientation == "reshape" else 1
     ranks = [one.rank for one in descent.certificates], [spectrum(one).rank for one in descent.factors]
     return FirstRanks(name, *ranks, gain)

@@ -114,14 +114,17 @@ class _Search:
 
     def certificate(self) -> RankCertificate:
         """Raise the lower bound, lower the upper one, and say what came of it."""
-        self._from_below()
+        rows, columns = shape(self.terms)
+        for fold_seed in (self.seed, None) if rows > columns else (None,):  # of a tall update the folded rows first
+            if self.lower < self.upper.value:
+                self._modulo(self.terms, 0, self.progress, fold_seed)
         structural = self.lower == self.upper.value
         if not structural:
             self._from_above()
         error = self._probable()
-        full, decided = self.lower == min(shape(self.terms)), "structure" if structural else "hadamard"
+        full, decided = self.lower == min(rows, columns), "structure" if structural else "hadamard"
         details = {
-            "shape": list(shape(self.terms)),
+            "shape": [rows, columns],
             "below": self.below,
             "above": self.upper._asdict(),
             "bounds": [bound._asdict() for bound in self.bounds],
@@ -141,13 +144,6 @@ class _Search:
             self.lower = rank
             self.below = {"prime": p, "rows": rows.tolist(), "columns": columns.tolist(), "fold_seed": fold_seed}
         return rank
-
-    def _from_below(self) -> None:
-        """Eliminate modulo the first prime: of a tall update the folded rows first."""
-        rows, columns = shape(self.terms)
-        for fold_seed in (self.seed, None) if rows > columns else (None,):
-            if self.lower < self.upper.value:
-                self._modulo(self.terms, 0, self.progress, fold_seed)
 
     def _from_above(self) -> None:
         """Take the first candidate that can meet the lower bound, and prove its ranks."""

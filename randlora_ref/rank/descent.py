@@ -7,7 +7,7 @@ import numpy as np
 from .. import checks
 from ..arrays import Reshaped
 from ..bases import Bases
-from ..spec import Orientation, Pairing, delta_weight, khatri_rao, layer_bases, pullback, sides, term_basis
+from ..spec import Orientation, Pairing, delta_weight, khatri_rao, pullback, sides, term_basis
 from .certify import RankCertificate, certify_rank
 from .exact import Progress
 from .factors import Sum, randlora_factors, read_array
@@ -53,14 +53,13 @@ def rank_after_steps(
     axes = {"A": (A, 2), "B": (B, 3), "lambda_": (lambda_, 2), "gamma": (gamma, 2)}
     A, B, lambda_, gamma = (read_array(a, name, (k,)).astype(np.float64) for name, (a, k) in axes.items())
     n, (D, d) = len(lambda_), sides(shape, orientation)
-    Bases(A, B).slice(n, D, d)
+    own = Bases(A, B).slice(n, D, d)
     checks.shape("lambda_", lambda_, (n, len(A)))
     checks.shape("gamma", gamma, (n, d))
     checks.room("shape", *shape, itemsize=8)
     checks.room("steps", steps, lambda_.size + gamma.size, itemsize=8)
     target = np.random.default_rng(checks.seed(seed)).standard_normal(shape)
-    A, B = layer_bases(A, B, len(lambda_), shape, orientation)
-    B = np.stack([term_basis(B, j, pairing) for j in range(len(lambda_))])  # from here on the pairing is literal
+    A, B = own.A, np.stack([term_basis(own.B, j, pairing) for j in range(n)])  # from here on the pairing is literal
     beside = np.concatenate(list(B), axis=1)[None]  # [B_1 … B_n] (1, D, n·r): with K the sum is one product
     factors, losses, ones = [], [], np.ones((1, A.shape[1]))
     for step in range(steps + 1):

@@ -146,12 +146,9 @@ def _folding(size: tuple[int, int], p: int, seed: int) -> Callable[[Floats], Flo
     multipliers = np.random.default_rng(seed).integers(1, p, (rows, 1)).astype(np.float64)
 
     def fold(matrix: Floats) -> Floats:
-        folded = np.zeros((columns, matrix.shape[1]))
-        for start in range(0, rows, columns):
-            block = slice(start, start + columns)
-            folded[: rows - start] += matrix[block] * multipliers[block]
-            reduce(folded, p)
-        return folded
+        parts = np.zeros((-(-rows // columns) * columns, matrix.shape[1]))
+        parts[:rows] = reduce(matrix * multipliers, p)
+        return reduce(parts.reshape(-1, columns, matrix.shape[1]).sum(axis=0), p)
 
     return fold
 

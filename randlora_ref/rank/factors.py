@@ -60,16 +60,12 @@ def read(source: Any) -> Sum:
     numbers and whatever is not a number.
     """
     given = source.factors() if hasattr(source, "factors") else source
-    terms = _read_sum(given) if isinstance(given, tuple | list) else _read_matrix(given)
+    terms = _read_sum(given) if isinstance(given, tuple | list) else ((read_array(given, "matrix", (2,)),),)
     checks.room("factors", *shape(terms), itemsize=8)
     if checks.number("scaling", float(getattr(source, "scaling", 1.0))):
         return terms
     rows, columns = shape(terms)
     return ((np.zeros((rows, 1)), np.zeros((1, columns))),)
-
-
-def _read_matrix(value: Any) -> Sum:
-    return ((read_array(value, "matrix", (2,)),),)
 
 
 def _read_sum(value: Any, name: str = "factors") -> Sum:
@@ -137,7 +133,7 @@ def _stored_sum(stored: dict[str, Matrix]) -> Sum:
     if set(stored) == {"A", "B", "lambda_", "gamma"}:
         return randlora_factors(**stored)
     if set(stored) == {"matrix"}:
-        return _read_matrix(stored["matrix"])
+        return read(stored["matrix"])
     numbered = [f"factor{k}" for k in range(len(stored))]
     if not stored or set(stored) != set(numbered):
         raise ValueError(f"it holds {sorted(stored)}, not A, B, lambda_ and gamma, or factor0, factor1, …, or matrix")

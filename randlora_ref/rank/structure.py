@@ -6,9 +6,9 @@ zero column of every A Γ_j, hence of ΔW.
 """
 
 import math
-from functools import reduce
+from functools import partial, reduce
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,7 @@ def as_randlora(terms: Sum) -> tuple[Matrix, Matrix, Matrix, Matrix] | None:
     Or the transposed form, (Γ_j, Aᵀ, Λ_j, B_jᵀ), that a wide layer has.
     """
     if all([getattr(factor, "ndim", None) for factor in product] == [1, 2, 1, 2] for product in terms):
-        terms = _transposed(terms)
+        terms = tuple(tuple(factor.T for factor in product[::-1]) for product in cast(Any, terms))
     if any([getattr(factor, "ndim", None) for factor in product] != [2, 1, 2, 1] for product in terms):
         return None
     by_place: Any = zip(*terms, strict=True)
@@ -103,30 +103,24 @@ def candidates(terms: Sum) -> list[Candidate]:
 
 def _live(product: Product) -> list[Mask]:
     """For each place between factors, both ends included: which indices a nonzero path runs through."""
-    ((rows, columns), backwards) = shape((product,)), _transposed((product,))[0]
+    rows, columns = shape((product,))
     from_left = accumulate(product, _reach, initial=np.ones(rows, dtype=bool))
-    from_right = accumulate(backwards, _reach, initial=np.ones(columns, dtype=bool))
+    from_right = accumulate(product[::-1], partial(_reach, back=True), initial=np.ones(columns, dtype=bool))
     return [left & right for left, right in zip(from_left, reversed(list(from_right)), strict=True)]
 
 
-def _transposed(terms: Sum) -> Sum:
-    """The sum turned round; of what is reshaped the shape alone."""
+def _reach(mask: Mask, factor: Factor, back: bool = False) -> Mask:
+    """The columns of a factor that have a nonzero entry in the rows of ``mask``; through a sum, by any product.
 
-    def turned(factor: Factor) -> Factor:
-        if isinstance(factor, Reshaped):
-            return Reshaped(factor.terms, factor.shape[::-1])
-        return _transposed(factor) if isinstance(factor, tuple) else factor.T
-
-    return tuple(tuple(turned(factor) for factor in product[::-1]) for product in terms)
-
-
-def _reach(mask: Mask, factor: Factor) -> Mask:
-    """The columns of a factor that have a nonzero entry in the rows of ``mask``; through a sum, by any product."""
+    ``back``: the rows that have one in the columns of ``mask``.
+    """
     if isinstance(factor, Reshaped):  # where its entries go is not followed
-        return np.full(factor.shape[1], bool(mask.any()))
+        return np.full(factor.shape[not back], bool(mask.any()))
     if isinstance(factor, tuple):
-        return np.asarray(np.logical_or.reduce([reduce(_reach, product, mask) for product in factor]))
-    return np.asarray(mask & (factor != 0) if factor.ndim == 1 else (factor != 0)[mask].any(axis=0))
+        ways = [reduce(partial(_reach, back=back), product[::-1] if back else product, mask) for product in factor]
+        return np.asarray(np.logical_or.reduce(ways))
+    live = factor.T != 0 if back else factor != 0
+    return np.asarray(mask & live if live.ndim == 1 else live[mask].any(axis=0))
 
 
 def _directions(rows: Matrix) -> int:

@@ -13,9 +13,9 @@ import numpy as np
 
 from .. import __version__, arrays, prng
 from ..bases import draw_bases, tile
-from . import block, functions, invariances, layers, models, points, ranks
-from .configurations import Backend, Choose, build_block, build_model, draw_block, draw_model, generator
-from .points import Property, through
+from . import block, functions, layers, models, points, ranks
+from .configurations import Backend, Choose, generator
+from .points import Property
 
 # SHA-256 of A then B, as PEFT 0.21.2 drew them: layers (5, 3) and (4, 7), r = 2, projection_prng_key 11
 PEFT_BASES = {
@@ -63,36 +63,22 @@ KNOWN_ANSWERS = (
 OWN_BASES = Property("this backend, a slice, a tile: entries that differ", own_bases, 0, "bits")
 # On NumPy alone, of the first half that is drawn: they are slow, or know no backend.
 ON_HOST = [one.name for one in (*KNOWN_ANSWERS, points.STEP)]
-
-
-def of_networks(properties: Sequence[Property], *own: Property) -> tuple[Property, ...]:
-    """What is audited of blocks and models, which have the ``properties`` as points."""
-    return *through(invariances.point, (*properties, points.DRAWN_STEP)), *invariances.INVARIANCES, *own
-
-
+OTHERS = {"LoRA": "lora", "VeRA": "vera", "NoLA": "nola", "FullFineTuning": "full", "RandLoRAa": "randlora_a"}
 # By part: what is drawn, one subject of each name; how; and what must hold of it.
 SUBJECTS: dict[str, tuple[Sequence[Any], Callable[[Any, Choose], Any], tuple[Property, ...]]] = {
-    "spec": (layers.SMALL, layers.draw_layer, through(layers.specification, points.EXACT)),
+    "spec": (20 * ["randlora"], layers.draw_specification, points.EXACT),
     "known answers": ([""], lambda _, choose: None, KNOWN_ANSWERS),
     "bases of our own": (
         [(kind, dtype) for kind in ("dense", "sparse", "very_sparse", 100) for dtype in ("float32", "float64")],
         lambda kind, choose: kind,
         (OWN_BASES,),
     ),
-    "layer": (layers.LAYERS, layers.draw_layer, through(layers.point, points.EXACT)),
-    "layer on reals": (layers.LAYERS, layers.draw_real, layers.ON_REALS),
-    **{name: ([(5, 7), (7, 5)], partial(layers.draw_method, name), points.EXACT) for name in layers.OTHERS},
+    "layer": (72 * ["randlora"], layers.draw_layer, points.EXACT),
+    "layer on reals": (72 * ["randlora"], partial(layers.draw_layer, real=True), layers.ON_REALS),
+    **{name: (4 * [method], layers.draw_layer, points.EXACT) for name, method in OTHERS.items()},
     "nn": (8 * [*functions.FUNCTIONS], functions.draw_function, (*points.PROPERTIES, points.STEP)),
-    "block": (
-        16 * [""],
-        lambda _, choose: build_block(draw_block(choose)),
-        of_networks(points.PROPERTIES, *block.LAWS),
-    ),
-    "models": (
-        8 * [*models.KINDS],
-        lambda name, choose: build_model(draw_model(name)(choose)),
-        of_networks(models.PROPERTIES, *models.OF_MODELS),
-    ),
+    "block": (16 * [""], lambda _, choose: block.draw_block(choose).build(), block.PROPERTIES),
+    "models": (8 * [*models.KINDS], lambda name, choose: models.draw_model(name, choose).build(), models.PROPERTIES),
     "rank": (100 * [""], lambda _, choose: ranks.draw_factors(choose), ranks.PROPERTIES),
     "rank after steps": (4 * [""], lambda _, choose: ranks.draw_descent(choose), (ranks.LAW,)),
 }
@@ -109,7 +95,7 @@ def audited(part: str, backend: Backend, rng: np.random.Generator) -> Iterator[P
                 found.setdefault(one, []).append((one.of(subject, backend).figure, name))
     for one, figures in found.items():
         figure, name = max(figures, key=lambda pair: (math.isnan(pair[0]), pair[0]))
-        where = f", most in {name}" if name and figure else ""
+        where = f", most in {name}" if figure and len({*DRAWN[part]}) > 1 else ""
         yield one._replace(name=f"{part}: {one.name}{where}", figure=figure)
 
 

@@ -1,6 +1,7 @@
 """Every function of ``nn`` as a point, beside ``spec.block`` or the plain formula, and what they are blind to."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,9 @@ from .configurations import ROPE, SEEDS, Backend, Choose, draw_mask
 from .points import Point, Results
 
 Array = Any
-Drawn = Callable[[Choose, np.random.Generator], Point]
+Drawn = Callable[
+    [Choose, np.random.Generator], tuple[Any, ...]
+]  # a ``Function`` but for dy; last its size where dy is 1
 LEADING = ((3,), (), (1,), (2, 3), (0,), (2, 1, 2))
 
 
@@ -22,22 +25,24 @@ def flat(found: Any) -> list[Array]:
     return [] if found is None else [found]
 
 
-def pair(
-    rng: np.random.Generator, values: Results, run: Callable[..., Any], back: Callable[..., Any],
-    value: Callable[..., Array], gradients: Callable[..., Any], size: float = 0.0,
-) -> Point:  # fmt: skip
-    """The point of a function with one output: ``back`` and ``gradients`` answer in the order of ``values``."""
+@dataclass(frozen=True, eq=False)
+class Function(Point):
+    """A function with one output: ``back`` and ``gradients`` answer in the order of ``values``."""
 
-    def code(values: Results, dy: Array | None) -> Results:
-        y, cache = run(**values)
-        return {"y": y} | ({} if dy is None else dict(zip(values, flat(back(dy, cache)), strict=True)))
+    forward: Callable[..., Any]
+    back: Callable[..., Any]
+    value: Callable[..., Array]
+    gradients: Callable[..., Any]
 
-    def specification(values: Results, dy: Array) -> Results:
-        found = zip(values, flat(gradients(dy, **values)), strict=True)
-        return {"y": np.asarray(value(**values))} | {name: x + 0 * values[name] for name, x in found}
+    def run(self, values: Results, dy: Array | None = None) -> Results:
+        """By ``nn``."""
+        y, cache = self.forward(**values)
+        return {"y": y} | ({} if dy is None else dict(zip(values, flat(self.back(dy, cache)), strict=True)))
 
-    dy = np.asarray(rng.standard_normal(np.shape(value(**values))))
-    return Point(values, dy, code, specification, size * float(np.max(np.abs(dy), initial=0.0)))
+    def expected(self, values: Results, dy: Array) -> Results:
+        """By ``spec`` or the plain formula."""
+        found = zip(values, flat(self.gradients(dy, **values)), strict=True)
+        return {"y": np.asarray(self.value(**values))} | {name: x + 0 * values[name] for name, x in found}
 
 
 def alike_in_both(name: str, **options: Any) -> list[Callable[..., Any]]:
@@ -45,7 +50,7 @@ def alike_in_both(name: str, **options: Any) -> list[Callable[..., Any]]:
     return [partial(getattr(room, name + end), **options) for room, end in ((nn, ""), (spec, ""), (spec, "_backward"))]
 
 
-def linear(choose: Choose, rng: np.random.Generator) -> Point:
+def linear(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
     """A layer without adapter; ``layers`` has those with one."""
     out, in_, leading = choose((3, 1, 5)), choose((4, 1, 7)), choose(LEADING)
     values: Results = {"x": rng.standard_normal((*leading, in_)), "weight": rng.standard_normal((out, in_))}
@@ -54,27 +59,23 @@ def linear(choose: Choose, rng: np.random.Generator) -> Point:
     def gradients(dy: Array, x: Array, weight: Array, bias: Array | None = None) -> Any:
         return spec.linear_backward(dy, x, weight, bias, None)[1:4]
 
-    back = partial(nn.linear_backward, weight_grad=True)
-    return pair(rng, values, nn.linear, back, partial(spec.linear, bias=None), gradients)
+    back, value = partial(nn.linear_backward, weight_grad=True), partial(spec.linear, bias=None)
+    return values, nn.linear, back, value, gradients
 
 
-def norm(name: str) -> Drawn:
+def norm(name: str, choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
     """LayerNorm or RMSNorm, with and without a bias."""
-
-    def draw(choose: Choose, rng: np.random.Generator) -> Point:
-        width, leading, eps = choose((5, 3, 2, 16)), choose(LEADING), choose((1e-5, 1e-12, 0.5))
-        x, weight = rng.standard_normal((*leading, width)) + choose((0.0, 10.0)), rng.standard_normal(width)
-        values = {"x": x, "weight": weight} | ({"bias": rng.standard_normal(width)} if choose((True, False)) else {})
-        run, value, gradients = alike_in_both(name, bias=None, eps=eps)
-        c = x - np.mean(x, axis=-1, keepdims=True) * (name == "layer_norm")
-        root = np.sqrt(np.min(np.mean(c * c, axis=-1), initial=1.0) + eps)  # g/root is what ∂L/∂x is a difference of
-        size = float(np.max(np.abs(weight)) / root)
-        return pair(rng, values, run, partial(nn.norm_backward, weight_grad=True), value, gradients, size)
-
-    return draw
+    width, leading, eps = choose((5, 3, 2, 16)), choose(LEADING), choose((1e-5, 1e-12, 0.5))
+    x, weight = rng.standard_normal((*leading, width)) + choose((0.0, 10.0)), rng.standard_normal(width)
+    values = {"x": x, "weight": weight} | ({"bias": rng.standard_normal(width)} if choose((True, False)) else {})
+    run, value, gradients = alike_in_both(name, bias=None, eps=eps)
+    c = x - np.mean(x, axis=-1, keepdims=True) * (name == "layer_norm")
+    root = np.sqrt(np.min(np.mean(c * c, axis=-1), initial=1.0) + eps)  # g/root is what ∂L/∂x is a difference of
+    size = float(np.max(np.abs(weight)) / root)
+    return values, run, partial(nn.norm_backward, weight_grad=True), value, gradients, size
 
 
-def normalize(choose: Choose, rng: np.random.Generator) -> Point:
+def normalize(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
     """y = x/√Σx²."""
     values = {"x": choose((1.0, 1e-9)) * rng.standard_normal((*choose(LEADING), choose((3, 1, 8))))}
 
@@ -85,23 +86,19 @@ def normalize(choose: Choose, rng: np.random.Generator) -> Point:
         y = x / length(x)
         return (dy - y * np.sum(y * dy, axis=-1, keepdims=True)) / length(x)
 
-    return pair(rng, values, nn.normalize, nn.normalize_backward, lambda x: x / length(x), gradients)
+    return values, nn.normalize, nn.normalize_backward, lambda x: x / length(x), gradients
 
 
-def activation(kind: str) -> Drawn:
+def activation(kind: str, choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
     """One of the four activations; SwiGLU's product with it is ``gated``."""
-
-    def draw(choose: Choose, rng: np.random.Generator) -> Point:
-        x = choose((1.0, 4.0, 30.0)) * rng.standard_normal((*choose(LEADING), choose((4, 1, 9))))
-        run, value, gradients = alike_in_both("activation", kind=kind)
-        # erf is right to its own last place, so exact GELU is to x's, not to its own small one far to the left
-        size = float(np.max(np.abs(x), initial=0.0)) * (kind == "gelu")
-        return pair(rng, {"x": x}, run, nn.activation_backward, value, gradients, size)
-
-    return draw
+    x = choose((1.0, 4.0, 30.0)) * rng.standard_normal((*choose(LEADING), choose((4, 1, 9))))
+    run, value, gradients = alike_in_both("activation", kind=kind)
+    # erf is right to its own last place, so exact GELU is to x's, not to its own small one far to the left
+    size = float(np.max(np.abs(x), initial=0.0)) * (kind == "gelu")
+    return {"x": x}, run, nn.activation_backward, value, gradients, size
 
 
-def gated(choose: Choose, rng: np.random.Generator) -> Point:
+def gated(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
     """f(gate)∘up."""
     kind, shape = choose(("silu", "gelu", "gelu_tanh", "quick_gelu")), (*choose(LEADING), 4)
     values = {name: 2 * rng.standard_normal(shape) for name in ("gate", "up")}
@@ -109,13 +106,11 @@ def gated(choose: Choose, rng: np.random.Generator) -> Point:
     def gradients(dy: Array, gate: Array, up: Array) -> tuple[Array, Array]:
         return spec.activation_backward(dy * up, gate, kind), dy * spec.activation(gate, kind)
 
-    def value(gate: Array, up: Array) -> Array:
-        return spec.activation(gate, kind) * up
-
-    return pair(rng, values, partial(nn.gated, kind=kind), nn.gated_backward, value, gradients)
+    run = partial(nn.gated, kind=kind)
+    return values, run, nn.gated_backward, lambda gate, up: spec.activation(gate, kind) * up, gradients
 
 
-def embedding(choose: Choose, rng: np.random.Generator) -> Point:
+def embedding(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
     """Rows by id, of every integer type, repeated and absent ones, and a table longer than a byte counts."""
     size, dtype = choose((5, 1, 300)), choose(("int64", "uint8", "int16", "uint32"))
     ids = rng.integers(0, min(size, 256), choose(((2, 3), (1, 9), (0,), (4,)))).astype(dtype)
@@ -131,10 +126,10 @@ def embedding(choose: Choose, rng: np.random.Generator) -> Point:
     def gradients(dy: Array, table: Array) -> Array:
         return one_hot.T @ dy.reshape(-1, 3)
 
-    return pair(rng, {"table": rng.standard_normal((size, 3))}, run, nn.embedding_backward, value, gradients)
+    return {"table": rng.standard_normal((size, 3))}, run, nn.embedding_backward, value, gradients
 
 
-def patches(choose: Choose, rng: np.random.Generator) -> Point:
+def patches(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
     """Each pixel in its patch, by the number of the pixel that stands there."""
     size, (batch, channels, down, across) = choose((2, 1, 3)), choose(((2, 3, 2, 1), (1, 1, 1, 3), (3, 2, 2, 2)))
     shape = (batch, channels, down * size, across * size)
@@ -142,17 +137,14 @@ def patches(choose: Choose, rng: np.random.Generator) -> Point:
     corners = [(size * i, size * j) for i in range(down) for j in range(across)]
     order = np.array([numbers[:, i : i + size, j : j + size].reshape(-1) for i, j in corners])
 
-    def value(pixels: Array) -> Array:
-        return pixels.reshape(batch, -1)[:, order]
-
     def gradients(dy: Array, pixels: Array) -> Array:
         return dy.reshape(batch, -1)[:, np.argsort(order.reshape(-1))].reshape(shape)
 
-    values = {"pixels": rng.standard_normal(shape)}
-    return pair(rng, values, partial(nn.patches, size=size), nn.patches_backward, value, gradients)
+    values, run = {"pixels": rng.standard_normal(shape)}, partial(nn.patches, size=size)
+    return values, run, nn.patches_backward, lambda pixels: pixels.reshape(batch, -1)[:, order], gradients
 
 
-def rotary(choose: Choose, rng: np.random.Generator) -> Point:
+def rotary(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
     """Heads turned, under each scaling of the angles."""
     size, width, theta, scaling = choose((3, 1, 40)), choose((2, 4, 10)), choose((10000.0, 7.5)), choose(ROPE)
     values = {"x": rng.standard_normal((*choose(LEADING), size, width))}
@@ -160,16 +152,14 @@ def rotary(choose: Choose, rng: np.random.Generator) -> Point:
     def run(x: Array) -> Any:
         return nn.rotary(x, nn.rotary_tables(x, size, width, theta, scaling=scaling))
 
-    def value(x: Array) -> Array:
-        return spec.rotary(x, spec.rotary_tables(size, width, theta, scaling, x.real.dtype))
-
     def gradients(dy: Array, x: Array) -> Array:
-        return spec.rotary_backward(dy, spec.rotary_tables(size, width, theta, scaling, x.dtype))
+        return spec.rotary_backward(dy, tables(x.dtype))
 
-    return pair(rng, values, run, nn.rotary_backward, value, gradients)
+    tables = partial(spec.rotary_tables, size, width, theta, scaling)
+    return values, run, nn.rotary_backward, lambda x: spec.rotary(x, tables(x.real.dtype)), gradients
 
 
-def attention(choose: Choose, rng: np.random.Generator) -> Point:
+def attention(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
     """Causal or not, padded or not, grouped keys, tokens that see nothing, and scores large and small."""
     batch, size, width, keys, group = choose((2, 1)), choose((4, 1, 6)), choose((3, 1)), choose((2, 1)), choose((1, 3))
     causal, rows, scale = choose((False, True)), draw_mask(choose, batch, size), choose((1.0, 30.0))
@@ -185,10 +175,10 @@ def attention(choose: Choose, rng: np.random.Generator) -> Point:
     # ∂L/∂S is a difference of sums over v, and ∂L/∂q one of those times k
     least = np.max(np.abs(values["v"])) * width**0.5 * max(np.max(np.abs(values["q"])), np.max(np.abs(values["k"])))
     _, value, gradients = alike_in_both("attention", seen=seen)
-    return pair(rng, values, run, nn.attention_backward, value, gradients, float(least))
+    return values, run, nn.attention_backward, value, gradients, float(least)
 
 
-def cross_entropy(choose: Choose, rng: np.random.Generator) -> Point:
+def cross_entropy(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
     """Labels that all, some or none count, of every integer type, logits small and large."""
     rows, size, ignored = choose((4, 1, 9)), choose((5, 1, 300)), choose((-100, 0, -1))
     counts = choose(("all", "some", "none"))
@@ -201,10 +191,10 @@ def cross_entropy(choose: Choose, rng: np.random.Generator) -> Point:
 
     _, value, gradients = alike_in_both("cross_entropy", labels=labels, ignored=ignored)
     size = 1 / rows  # of p and e_label, whose difference may cancel
-    return pair(rng, values, run, lambda dy, cache: nn.cross_entropy_backward(cache, dy), value, gradients, size)
+    return values, run, lambda dy, cache: nn.cross_entropy_backward(cache, dy), value, gradients, size
 
 
-def contrastive(choose: Choose, rng: np.random.Generator) -> Point:
+def contrastive(choose: Choose, rng: np.random.Generator) -> tuple[Any, ...]:
     """½(cross-entropy of Z by rows + by columns), Z = exp(log_scale)·texts imagesᵀ, with the diagonal as labels."""
     count, width = choose((3, 1, 5)), choose((4, 1))
     values = {name: rng.standard_normal((count, width)) for name in ("texts", "images")}
@@ -224,15 +214,19 @@ def contrastive(choose: Choose, rng: np.random.Generator) -> Point:
     scale, most = float(np.exp(values["log_scale"])), float(max(np.max(np.abs(values[name])) for name in values))
     size = scale * max(most, width * most**2) / count
     back = nn.contrastive_backward
-    return pair(rng, values, nn.contrastive, lambda dy, cache: back(cache, dy), value, gradients, size)
+    return values, nn.contrastive, lambda dy, cache: back(cache, dy), value, gradients, size
 
 
 PLAIN = (linear, normalize, gated, embedding, patches, rotary, attention, cross_entropy, contrastive)
-FUNCTIONS: dict[str, Drawn] = {name: norm(name) for name in ("layer_norm", "rms_norm")}
-FUNCTIONS |= {kind: activation(kind) for kind in ("gelu", "gelu_tanh", "quick_gelu", "silu")}
+FUNCTIONS: dict[str, Drawn] = {name: partial(norm, name) for name in ("layer_norm", "rms_norm")}
+FUNCTIONS |= {kind: partial(activation, kind) for kind in ("gelu", "gelu_tanh", "quick_gelu", "silu")}
 FUNCTIONS |= {one.__name__: one for one in PLAIN}
 
 
 def draw_function(name: str, choose: Choose) -> Point:
     """A function of ``nn`` at a drawn point."""
-    return FUNCTIONS[name](choose, np.random.default_rng(choose(SEEDS)))
+    rng = np.random.default_rng(choose(SEEDS))
+    values, forward, back, value, gradients, *scale = FUNCTIONS[name](choose, rng)
+    dy = np.asarray(rng.standard_normal(np.shape(value(**values))))
+    size = sum(scale) * float(np.max(np.abs(dy), initial=0.0))
+    return Function(values, dy, forward, back, value, gradients, size=size)

@@ -10,7 +10,6 @@ A function that is affine in an argument p has f(p + u) − f(p) linear in u, so
 *exactly* on integers, for every u: a proof of the gradient at that point, with no step size and no tolerance.
 """
 
-from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, cast
 
@@ -44,9 +43,9 @@ def layer_case(
     return case | rules | {"scaling": 0.5, "dropout_mask": kept}
 
 
-def adjoint_gap(f: Callable[[Array], Array], point: Array, gradient: Array, step: Array, cotangent: Array) -> float:
+def adjoint_gap(cotangent: Array, change: Array, gradient: Array, step: Array) -> float:
     """⟨dy, f(p + u) − f(p)⟩ − ⟨∂L/∂p, u⟩, of host arrays: exactly 0 for a right gradient of an f affine in p."""
-    return float(np.sum(cotangent * (f(point + step) - f(point))) - np.sum(gradient * step))
+    return float(np.sum(cotangent * change) - np.sum(gradient * step))
 
 
 def fractions(x: Array) -> Array:

@@ -4,66 +4,52 @@ On integers every result is exact, in any order of contraction, on any library, 
 reals float64 is held to the closed form, float32 to the gauge (``gauge``).
 """
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from itertools import product
-from typing import Any, NamedTuple, get_args
+from typing import Any
 
 import numpy as np
 
 from .. import arrays, checks, spec
 from ..adapters import Adapter, RandLoRA
-from ..adapters.randlora import ORDERS
-from ..bases import Bases
-from ..dialects import DIALECTS
 from . import gauge
 from .complex_step import gradient
-from .configurations import HOST, SEEDS, Backend, Choose, Chosen, brought, with_arrays
-from .integers import fractions, layer_case, small
-from .points import GRADIENTS, OUTPUTS, REPEATS, STEP, Point, Property, Results, specified, through
+from .configurations import HOST, Backend, Choose, brought, draw_adapter, with_arrays
+from .integers import fractions, small
+from .points import GRADIENTS, OUTPUTS, REPEATS, STEP, Point, Property, Results
 
 Array = Any
-# (out, in), r, n, leading axes: wide, tall, square, r∤d, r = d, r > d, n = 1, r = 1, no rows, many axes
-SHAPES: tuple[tuple[tuple[int, int], int, int, tuple[int, ...]], ...] = (
-    ((5, 11), 2, 3, (7,)),
-    ((11, 5), 2, 3, (7,)),
-    ((6, 6), 2, 3, (7,)),
-    ((7, 10), 3, 3, (2, 1, 3)),
-    ((9, 4), 4, 2, (5,)),
-    ((3, 8), 5, 2, (5,)),
-    ((8, 3), 3, 1, ()),
-    ((5, 7), 1, 5, (4,)),
-    ((7, 5), 2, 3, (0,)),
-    ((1, 1), 1, 1, (1,)),
-    ((40, 24), 4, 6, (33,)),
-    ((24, 40), 4, 6, (33,)),
-)
-LAYERS = tuple(product(ORDERS, ("literal", "crossed"), SHAPES))
-SMALL = tuple(product((None,), ("literal", "crossed"), SHAPES[:-2]))  # rationals are slow
-OTHERS = {"LoRA": "lora", "VeRA": "vera", "NoLA": "nola", "FullFineTuning": "full", "RandLoRAa": "randlora_a"}
 ROGUE = float(np.finfo(np.float32).max)  # what stands in stored bases where no layer may read: any sum shows it
 
 
 # -- what an adapter has learned --------------------------------------------------------------------------
 
 
-def with_learned(adapter: Adapter, values: Results) -> Adapter:
-    """The adapter with what ``values`` has of its learned arrays by name, in their library and precision."""
-    own = {name: values[name] for name in adapter.LEARNED}
+def with_learned(adapter: Adapter, values: Results, prefix: str = "") -> Adapter:
+    """The adapter with its learned arrays from ``values``, in their library and precision; named "``prefix``array"."""
+    own = {name: values[prefix + name] for name in adapter.LEARNED}
     like = own[adapter.LEARNED[0]]
-    where = Backend.of(like), checks.precision("learned", like)
-    if where != (HOST, "float64"):  # where it was made
-        adapter = brought(adapter, *where)
+    here, dtype = Backend.of(like), checks.precision("learned", like)
+    if here.xp is not np or dtype != "float64":  # where it was made
+        adapter = brought(adapter, here, dtype)
     return adapter.replace(**own)
 
 
 def as_update(adapter: RandLoRA) -> spec.Update:
-    """The adapter as the specification takes it, on the host, its bases in the precision of what it has learned."""
-    A, B = (np.asarray(basis, adapter.gamma.dtype) for basis in (adapter.bases.A, adapter.bases.B))
-    dialect = adapter.dialect
+    """The adapter as the specification takes it."""
+    bases, dialect = adapter.bases, adapter.dialect
     learned = adapter.lambda_, adapter.gamma, adapter.scaling
-    return spec.Update(A, B, *learned, dialect.pairing, orientation=dialect.orientation)
+    return spec.Update(bases.A, bases.B, *learned, dialect.pairing, orientation=dialect.orientation)
+
+
+def update(adapter: Adapter) -> Array:
+    """ΔW (out, in) RandLoRA's by the specification."""
+    if not isinstance(adapter, RandLoRA):
+        return adapter.delta_weight()
+    own = as_update(adapter)
+    return spec.delta_weight(*own[:4], adapter.shape, own.scaling, own.pairing, own.orientation)
 
 
 def pulled_back(adapter: Adapter, G: Array) -> Results:
@@ -85,101 +71,91 @@ def pulled_back(adapter: Adapter, G: Array) -> Results:
 # -- points -----------------------------------------------------------------------------------------------
 
 
-class Layer(NamedTuple):
-    """RandLoRA with what ``case`` has, the arguments of ``spec.backward`` and the bias, in an order of contraction."""
+@dataclass(frozen=True, eq=False)
+class Layer(Point):
+    """An adapted layer. ``values``: x, weight, bias and what is learned; ``mask``: that of dropout, if there is one."""
 
-    case: dict[str, Any]
-    order: Any = None
+    adapter: Any
+    mask: Array | None
 
-    @property
-    def values(self) -> Results:
-        """What has a gradient."""
-        return {name: self.case[name] for name in spec.Gradients._fields}
+    def here(self, values: Results) -> tuple[Any, Array | None]:
+        """Adapter and mask with the learned ``values``, in their library and precision."""
+        x = values["x"]
+        return with_learned(self.adapter, values), Backend.of(x).array(self.mask, checks.precision("x", x))
 
-    def adapter(self) -> RandLoRA:
-        """The adapter on the host in float64; what its bases have more than the layer needs is ``ROGUE``."""
-        case, (out, in_), (n, r) = self.case, self.case["weight"].shape, self.case["lambda_"].shape
-        (D, d), A, B = spec.sides((out, in_), case["orientation"]), case["A"].copy(), case["B"].copy()
-        A[:, d:] = B[:, D:] = B[n:] = ROGUE
-        own = {name: case[name] for name in ("lambda_", "gamma", "scaling")}
-        dialect = replace(DIALECTS["paper"], pairing=case["pairing"], orientation=case["orientation"])
-        sizes = {"out_features": out, "in_features": in_, "rank": r}
-        return RandLoRA(bases=Bases(A, B), dialect=dialect, order=self.order, **sizes, **own)
+    def case(self, values: Results, dy: Array) -> dict[str, Any]:
+        """The arguments of ``spec.backward``, and ``bias``, by name."""
+        adapter, mask = self.here(values)
+        return as_update(adapter)._asdict() | values | {"dy": dy, "dropout_mask": mask}
 
+    def run(self, values: Results, dy: Array | None = None) -> Results:
+        """y, ΔW and every gradient, by the adapter."""
+        own, mask = self.here(values)
+        y, cache = own.forward(values["x"], values["weight"], values["bias"], dropout_mask=mask)
+        if dy is None:
+            return {"y": y}
+        dx, grads = own.backward(dy, cache, weight_grad=True)
+        return {"y": y, "delta_weight": own.delta_weight(), "x": dx, **grads._asdict()}
 
-def code(adapter: Adapter, mask: Array | None, values: Results, dy: Array | None) -> Results:
-    """y, ΔW and every gradient of an adapted layer."""
-    x, own = values["x"], with_learned(adapter, values)
-    mask = Backend.of(x).array(mask, checks.precision("x", x))
-    y, cache = own.forward(x, values["weight"], values["bias"], dropout_mask=mask)
-    if dy is None:
-        return {"y": y}
-    dx, grads = own.backward(dy, cache, weight_grad=True)
-    return {"y": y, "delta_weight": own.delta_weight(), "x": dx, **grads._asdict()}
-
-
-def point(layer: Layer) -> Point:
-    """RandLoRA beside the specification. What none may change, its bases and mask, is read-only."""
-
-    def specification(values: Results, dy: Array) -> Results:
-        return gauge.expected({**layer.case, **values, "dy": dy})
-
-    adapter, mask = layer.adapter(), layer.case["dropout_mask"]
-    for x in (adapter.bases.A, adapter.bases.B, mask):
-        if x is not None:
-            x.setflags(write=False)
-    return Point(layer.values, layer.case["dy"], partial(code, adapter, mask), specification)
+    def expected(self, values: Results, dy: Array) -> Results:
+        """The same by the specification; of other methods y, that of W0 + ΔW."""
+        if isinstance(self.adapter, RandLoRA):
+            return gauge.expected(self.case(values, dy))
+        weight = values["weight"] + self.here(values)[0].delta_weight()
+        return {"y": spec.linear(values["x"], weight, values["bias"])}
 
 
-def specification(layer: Layer) -> Point:
+class Specification(Layer):
     """The specification itself, in floats, beside exact rationals, and its other form beside Eq. 4."""
 
-    def floats(values: Results, dy: Array | None) -> Results:
-        here, dtype = Backend.of(values["x"]), checks.precision("x", values["x"])
-        own = {name: here.array(x, dtype) for name, x in layer.case.items() if isinstance(x, np.ndarray)}
-        case = {**layer.case, **own, **values} | ({} if dy is None else {"dy": dy})
+    def run(self, values: Results, dy: Array | None = None) -> Results:
+        """In floats, ΔW by its other form too."""
+        case = self.case(values, dy)
         update = {name: case[name] for name in gauge.UPDATE}
-        other = spec.delta_weight_khatri_rao(shape=case["weight"].shape, **update)
-        return gauge.expected(case) | {"khatri_rao": other}
+        return gauge.expected(case) | {"khatri_rao": spec.delta_weight_khatri_rao(shape=case["weight"].shape, **update)}
 
-    def rationals(values: Results, dy: Array) -> Results:
-        case = {**layer.case, **values, "dy": dy}
+    def expected(self, values: Results, dy: Array) -> Results:
+        """In rationals, by Eq. 4 alone."""
+        case = self.case(values, dy)
         exact = {name: fractions(x) for name, x in case.items() if isinstance(x, np.ndarray)}
         right = gauge.expected({**case, **exact, "scaling": Fraction(case["scaling"])})
         return right | {"khatri_rao": right["delta_weight"]}
 
-    return Point(layer.values, layer.case["dy"], floats, rationals)
 
+def draw_layer(method: str, choose: Choose, real: bool = False, sides: Sequence[int] = (7, 5, 10, 1, 24)) -> Layer:
+    """A wide, tall or square layer and any leading axes, adapted by a ``method``; ``sides`` to choose from.
 
-def draw_layer(what: Any, choose: Choose) -> Layer:
-    """One of ``LAYERS`` on integers."""
-    order, pairing, (shape, r, n, leading) = what
-    rng, mask = np.random.default_rng(choose(SEEDS)), choose((False, False, True))
-    orientation = choose([one for one in get_args(spec.Orientation) if one != "reshape" or order in (None, "merged")])
-    return Layer(layer_case(rng, shape, r, n, leading, mask, pairing=pairing, orientation=orientation), order)
+    On integers, ΔW scaled by a power of two, or on ``real`` normal numbers that float32 holds. Bases and mask, which
+    none may change, are read-only; what RandLoRA's bases have more than the layer needs is ``ROGUE``.
+    """
+    shape, leading = (choose(sides), choose(sides)), choose(((4,), (7,), (), (2, 1, 3), (0,), (33,)))
+    chosen = draw_adapter(choose, (method,))
+    if method == "randlora":
+        chosen = chosen._replace(options={**chosen.options, "scaling": 0.5})
+    else:  # LoRA's 8/r and NoLA's 1/r are powers of two as they are
+        chosen = chosen._replace(rank=2, options={"scale": 0.5} if method == "randlora_a" else {})
+    rng = np.random.default_rng(chosen.seed)
 
+    def fill(x: Array) -> Array:
+        return np.asarray(rng.standard_normal(x.shape), np.float32).astype(float) if real else small(rng, *x.shape)
 
-def draw_real(what: Any, choose: Choose) -> Layer:
-    """One of ``LAYERS`` on normal numbers that float32 holds."""
-    layer, rng = draw_layer(what, choose), np.random.default_rng(choose(SEEDS))
-    given = {name: x for name, x in layer.case.items() if isinstance(x, np.ndarray)}
-    real = {name: np.asarray(rng.standard_normal(x.shape), np.float32) for name, x in given.items()}
-    return layer._replace(case=layer.case | {name: x.astype(np.float64) for name, x in real.items()})
-
-
-def draw_method(method: str, shape: tuple[int, int], choose: Choose) -> Point:
-    """Any other method on integers, ΔW scaled by a power of two: y is that of W0 + ΔW."""
-    rng = np.random.default_rng(choose(SEEDS))
-    options = {"scale": 0.5} if method == "RandLoRAa" else {}
-    adapter = with_arrays(Chosen(OTHERS[method], 2, True, 0, options).adapter(shape), lambda x: small(rng, *x.shape))
-    values = {"x": small(rng, 4, shape[1]), "weight": small(rng, *shape), "bias": small(rng, shape[0])}
-
-    def merged(values: Results, dy: Array) -> Results:
-        weight = values["weight"] + with_learned(adapter, values).delta_weight()
-        return {"y": spec.linear(values["x"], weight, values["bias"])}
-
+    adapter: Any = with_arrays(chosen.adapter(shape), fill)
+    x, dy = (fill(np.empty((*leading, side))) for side in shape[::-1])
+    values = {"x": x, "weight": fill(np.empty(shape)), "bias": fill(np.empty(shape[:1]))}
     values |= {name: getattr(adapter, name) for name in adapter.LEARNED}
-    return Point(values, small(rng, 4, shape[0]), partial(code, adapter, None), merged)
+    frozen = [2.0 * rng.integers(0, 2, x.shape)]  # the mask for p = 1/2: what is kept counts twice
+    if method == "randlora":
+        A, B = adapter.bases.A, adapter.bases.B
+        A[:, adapter.d :] = B[:, adapter.D :] = B[adapter.n :] = ROGUE
+        frozen += [A, B]
+    for array in frozen:
+        array.setflags(write=False)
+    return Layer(values, dy, adapter, choose((None, None, frozen[0])))
+
+
+def draw_specification(method: str, choose: Choose) -> Specification:
+    """The same on small sides: rationals are slow."""
+    return Specification(**vars(draw_layer(method, choose, sides=(7, 5, 10, 1))))
 
 
 # -- on reals ---------------------------------------------------------------------------------------------
@@ -187,23 +163,26 @@ def draw_method(method: str, shape: tuple[int, int], choose: Choose) -> Point:
 
 def gauged(layer: Layer, backend: Backend) -> float:
     """float32: the worst error over its limit."""
-    found, right = point(layer).results(backend, "float32"), gauge.expected(layer.case)
-    sizes, m, u = gauge.layer_gauges(layer.case), gauge.contraction(layer.case), arrays.unit_roundoff("float32")
+    case, u = layer.case(layer.values, layer.dy), arrays.unit_roundoff("float32")
+    found, right, sizes = layer.results(backend, "float32"), gauge.expected(case), gauge.layer_gauges(case)
+    m = gauge.contraction(case)
     return max(gauge.ratio(found[name], right[name], gauge.limit(sizes[name], m, u)) for name in right)
 
 
 def unmerged(layer: Layer, backend: Backend) -> float:
     """unmerge after merge beside W0, relative to what was added and taken away."""
-    own, weight = brought(layer.adapter(), backend, "float64"), layer.case["weight"]
-    back = arrays.to_numpy(own.unmerge(own.merge(backend.array(weight))))
-    return gauge.ratio(back, weight, np.max(gauge.layer_gauges(layer.case)["delta_weight"] + np.abs(weight)))
+    own, weight = brought(layer.adapter, backend, "float64"), layer.values["weight"]
+    back, sizes = own.unmerge(own.merge(backend.array(weight))), gauge.layer_gauges(layer.case(layer.values, layer.dy))
+    return gauge.ratio(arrays.to_numpy(back), weight, np.max(sizes["delta_weight"] + np.abs(weight)))
 
 
-CLOSED: dict[str, Any] = {"limit": 1e-13, "formula": "max|a − b|/max|b|"}  # where no sum cancels
+def closed(one: Property) -> Property:
+    """The property where no sum cancels: relative to the largest entry of the tensor itself."""
+    return one._replace(figure=partial(one.figure, share=0.0), limit=1e-13, formula="max|a − b|/max|b|")
+
+
 ON_REALS = (
-    *through(point, [OUTPUTS._replace(figure=partial(specified, gradients=False, share=0.0), **CLOSED)]),
-    *through(point, [GRADIENTS._replace(figure=partial(specified, gradients=True, share=0.0), **CLOSED)]),
-    *through(point, [STEP, REPEATS]),
+    *(closed(OUTPUTS), closed(GRADIENTS), STEP, REPEATS),
     Property("float32 by the gauge", gauged, 1, "16·max(1, √(m/256))·u·G"),
     Property("unmerge after merge", unmerged, 4 * arrays.unit_roundoff("float64"), "4u"),
 )

@@ -4,7 +4,9 @@ Every property takes a point and gives one figure, which its limit bounds: NaN f
 of ``nn``, single layers, whole blocks and whole models are all points.
 """
 
-from collections.abc import Callable, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,32 +24,39 @@ LIMIT = 1e-12  # of a relative error in float64
 UNDERFLOW = 1e-290  # smaller numbers lose digits that no formula can keep
 
 
-class Point(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Point(ABC):
     """``values``: all that is differentiated, by name, float64 on the host; ``dy``: the cotangent of output "y".
 
-    ``run(values, dy)`` is the code, on any library and in any precision; ``dy`` None asks for outputs alone.
-    ``expected(values, dy)`` is the specification, on NumPy. Both give outputs by name, and gradients under the names of
-    ``values``.
+    A subclass says what is computed. Outputs are by name, and gradients under the names of ``values``.
     ``size`` is the least scale on which results are compared: that of what they are differences of.
     """
 
     values: Results
     dy: Array
-    run: Callable[[Results, Array | None], Results]
-    expected: Callable[[Results, Array], Results]
-    size: float = 0.0
+    size: float = field(default=0.0, kw_only=True)
 
-    def results(self, backend: Backend = HOST, dtype: str = "float64", dy: Array | None = None) -> Results:
-        """What the code gives on ``backend`` in ``dtype``, brought back to the host."""
-        dy = backend.array(self.dy if dy is None else dy, dtype)
-        found = self.run({name: backend.array(x, dtype) for name, x in self.values.items()}, dy)
+    @abstractmethod
+    def run(self, values: Results, dy: Array | None = None) -> Results:
+        """The code, on any library and in any precision; ``dy`` None asks for outputs alone."""
+
+    @abstractmethod
+    def expected(self, values: Results, dy: Array) -> Results:
+        """The specification, on NumPy."""
+
+    def results(
+        self, backend: Backend = HOST, dtype: str = "float64", values: Results | None = None, dy: Array | None = None
+    ) -> Results:
+        """What the code gives on ``backend`` in ``dtype``, brought back to the host; None: at the point's own."""
+        own = {name: backend.array(x, dtype) for name, x in (self.values if values is None else values).items()}
+        found = self.run(own, backend.array(self.dy if dy is None else dy, dtype))
         return {name: arrays.to_numpy(x) for name, x in found.items()}
 
 
 class Property(NamedTuple):
     """What must hold: 0 <= ``figure`` <= ``limit``, which NaN is not; ``formula`` says whence the limit.
 
-    ``figure`` is a number; until it is taken, what takes it of a subject on a backend.
+    ``figure`` is a number; until it is taken, what takes it of a subject, most often a point, on a backend.
     """
 
     name: str
@@ -65,15 +74,6 @@ class Property(NamedTuple):
         return bool(0 <= self.figure <= self.limit)
 
 
-def through(point: Callable[[Any], Point], properties: Iterable[Property]) -> tuple[Property, ...]:
-    """The properties of a point, of what it is the ``point`` of."""
-
-    def figure(subject: Any, backend: Backend, of: Callable[[Point, Backend], float]) -> float:
-        return of(point(subject), backend)
-
-    return tuple(one._replace(figure=partial(figure, of=one.figure)) for one in properties)
-
-
 def differ(found: Results, right: Results) -> float:
     """How many entries of the tensors of ``right`` are others in ``found``; NaN is, and so is all of another shape."""
     alike = (np.shape(found[name]) == np.shape(x) and found[name] == x for name, x in right.items())
@@ -87,6 +87,13 @@ def apart(found: Results, right: Results, names: Iterable[str], size: float = 0.
     return max((gauge.ratio(found[name], right[name], max(scales[name], least)) for name in names), default=0.0)
 
 
+def aside(values: Results, count: int, ulp: float, seed: int) -> Iterator[Results]:
+    """The ``values``, ``count`` times, each entry a few times ``ulp`` of itself aside, in their precision."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        yield {name: (x * (1 + ulp * rng.standard_normal(x.shape))).astype(x.dtype) for name, x in values.items()}
+
+
 def conditioned(error: float, point: Point) -> float:
     """A relative error, over its limit's share of 4·what an ulp moves the specification by, where that is more.
 
@@ -94,12 +101,9 @@ def conditioned(error: float, point: Point) -> float:
     """
     if not error > LIMIT:
         return error
-    rng, right = np.random.default_rng(3), point.expected(point.values, point.dy)
-    moved = 0.0
-    for _ in range(4):
-        values = {name: x * (1 + 2.0**-52 * rng.standard_normal(x.shape)) for name, x in point.values.items()}
-        moved = max(moved, apart(point.expected(values, point.dy), right, right, point.size))
-    return error * LIMIT / max(LIMIT, 4 * moved)
+    right = point.expected(point.values, point.dy)
+    near = (point.expected(values, point.dy) for values in aside(point.values, 4, 2.0**-52, seed=3))
+    return error * LIMIT / max(LIMIT, 4 * max(apart(moved, right, right, point.size) for moved in near))
 
 
 def alike(point: Point, backend: Backend, right: Results) -> float:
@@ -122,16 +126,12 @@ def equal(point: Point, backend: Backend) -> float:
 
 def adjoint(point: Point, backend: Backend) -> float:
     """|⟨dy, f(p + u) − f(p)⟩ − ⟨∂L/∂p, u⟩| of integers, for each p that f is affine in: exact (``integers``)."""
-    rng, found = np.random.default_rng(0), point.results(backend)
-
-    def output(p: Array, name: str) -> Array:
-        return point._replace(values=point.values | {name: p}).results(backend)["y"]
-
-    gaps = [
-        adjoint_gap(partial(output, name=name), value, found[name], small(rng, *value.shape), point.dy)
-        for name, value in point.values.items()
-    ]
-    return float(np.sum(np.abs(gaps)))
+    rng, found, gaps = np.random.default_rng(0), point.results(backend), 0.0
+    for name, value in point.values.items():
+        u = small(rng, *value.shape)
+        y = point.results(backend, values=point.values | {name: value + u})["y"]
+        gaps += abs(adjoint_gap(point.dy, y - found["y"], found[name], u))
+    return gaps
 
 
 def step(point: Point, backend: Backend, names: Iterable[str] | None = None, share: float = 1.0) -> float:
@@ -144,7 +144,7 @@ def step(point: Point, backend: Backend, names: Iterable[str] | None = None, sha
     for name in point.values if names is None else names:
 
         def loss(x: Array, name: str = name) -> Array:
-            return np.sum(point.dy * point.run(point.values | {name: x}, None)["y"])
+            return np.sum(point.dy * point.run(point.values | {name: x})["y"])
 
         ways = [rng.standard_normal(point.values[name].shape) for _ in range(3)]
         ours[name] = np.array([np.sum(found[name] * u) for u in ways])
@@ -168,22 +168,21 @@ def single(point: Point, backend: Backend) -> float:
     """float32: the worst error over 2·the specification's own in float32 + 16·u, on the scale of each tensor.
 
     A tensor's scale is its largest entry, at least 1/16 of the largest of all, since what is small beside that is what
-    rounding leaves of larger numbers. The specification's error is the largest of eight: here, and a few ulps aside.
+    rounding leaves of larger numbers. The specification's error is the largest of eight, here and a few ulps aside, of
+    which as many are taken as it takes to be enough.
     """
-    rng, ours, theirs = np.random.default_rng(2), 0.0, 0.0
-    dy = np.asarray(point.dy, np.float32)
-    for shift in (0.0, *[2.0**-22] * 7):
-        values = {
-            name: (x * (1 + shift * rng.standard_normal(x.shape))).astype(np.float32)
-            for name, x in point.values.items()
-        }
+    dy, theirs = np.asarray(point.dy, np.float32), 0.0
+
+    def error(found: Results, values: Results) -> float:
         right = point.expected({name: x.astype(float) for name, x in values.items()}, dy.astype(float))
-        if not shift:
-            found = point._replace(values=values, dy=dy).results(backend, "float32")
-            if any(found[name].dtype != np.float32 for name in right):
-                return float("inf")
-            ours = apart(found, right, right, max(point.size, 2.0**-100), 2.0**-4)
-        theirs = max(theirs, apart(point.expected(values, dy), right, right, max(point.size, 2.0**-100), 2.0**-4))
+        return apart(found, right, right, max(point.size, 2.0**-100), 2.0**-4)
+
+    found, here = point.results(backend, "float32"), {name: x.astype(np.float32) for name, x in point.values.items()}
+    ours = error(found, here) if all(x.dtype == np.float32 for x in found.values()) else float("inf")
+    for values in (here, *aside(here, 7, 2.0**-22, seed=2)):
+        theirs = max(theirs, error(point.expected(values, dy), values))
+        if ours <= 2 * theirs + 16 * 2.0**-24:
+            break
     return ours / (2 * theirs + 16 * 2.0**-24)
 
 

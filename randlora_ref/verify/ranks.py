@@ -20,7 +20,8 @@ from ..arrays import Reshaped
 from ..rank import certify_rank
 from ..rank.factors import Sum, shape
 from ..rank.law import reshape_gain, rows_reached
-from .configurations import METHODS, Backend, BlockCase, Choose, Chosen, brought, build_block, draw_adapter, draw_block
+from .block import BlockCase, draw_block
+from .configurations import METHODS, Backend, Choose, Chosen, brought, draw_adapter
 from .integers import fraction_rank, fractions, small
 from .layers import as_update
 from .points import Property
@@ -143,14 +144,12 @@ def first_steps(case: BlockCase, backend: Backend) -> float:
 
     x and dy of each layer are what ``spec.block`` gives in float64, at Λ and Γ rounded; from them on nothing is.
     """
-    block, updates, wrong = build_block(case), dict[str, spec.Update](), 0
+    block, updates, wrong = case.build(), dict[str, spec.Update](), 0
     for role, adapter in block.adapters.items():
-        A, B, lambda_, gamma, scaling, *rules = as_update(cast(RandLoRA, adapter))
-        updates[role] = spec.Update(*map(fractions, (A, B, lambda_, gamma, scaling)), *rules)
+        own = as_update(cast(RandLoRA, adapter))
+        updates[role] = spec.Update._make([*map(fractions, own[:5]), *own[5:]])
     constant = {role: int(np.any(own.gamma != 0)) for role, own in updates.items()}
     ranks, moved = dict.fromkeys(updates, 0), dict[str, Any].fromkeys(updates, 0)  # Σ G, along which Γ moved
-    seen = spec.visible(case.size, case.causal, block.mask)
-    tables = case.rotary and spec.rotary_tables(case.size, case.spec.head_width, *case.rotary)
     for step in range(3):
         rounded = {}
         for role, own in updates.items():
@@ -160,7 +159,7 @@ def first_steps(case: BlockCase, backend: Backend) -> float:
             rounded[role] = spec.Update._make([*(np.asarray(x, float) for x in own[:5]), *own[5:]])
         if step == 2:
             break
-        arguments = block.floats["x"], case.spec, block.parameters, rounded, seen, tables
+        arguments = block.arguments(block.values, rounded)
         y, inputs = spec.block_forward(*arguments)
         _, gradients = spec.block_backward(y - block.dy, *arguments)
         for role, own in updates.items():

@@ -10,8 +10,10 @@ from hypothesis import assume, given, settings
 from strategies import drawn
 
 from randlora_ref.adapters import NoLA, RandLoRA, RandLoRAa, VeRA
-from randlora_ref.verify import block, models, points
-from randlora_ref.verify.configurations import BlockCase, Choose, build_block, build_model, draw_block, draw_model
+from randlora_ref.verify import models, points
+from randlora_ref.verify.block import BlockCase, by_role, draw_block
+from randlora_ref.verify.configurations import Choose
+from randlora_ref.verify.models import draw_model
 
 torch = pytest.importorskip("torch")
 from crosscheck import torch_block  # noqa: E402  (needs PyTorch)
@@ -47,18 +49,18 @@ def update(adapter: Any, learned: dict[str, Tensor]) -> Tensor:
 
 def by_autograd(case: BlockCase) -> dict[str, np.ndarray]:
     """The block's output, and the gradient of everything by PyTorch's own differentiation."""
-    made, place = build_block(case), block.point(case)
-    values = {name: torch.tensor(x, requires_grad=True) for name, x in place.values.items()}
-    weights = {role: values[f"{role}.weight"] for role in made.parameters}
+    made = case.build()
+    values = {name: torch.tensor(x, requires_grad=True) for name, x in made.values.items()}
+    weights = {role: values[f"{role}.weight"] for role in by_role(made.values)}
     for role, one in made.adapters.items():
         weights[role] = weights[role] + update(one, {name: values[f"{role}.{name}"] for name in one.LEARNED})
-    mask = np.ones((case.batch, case.size)) if made.mask is None else made.mask
+    mask = made.given.get("attention_mask", np.ones((case.batch, case.size)))
     seen = torch.tensor(mask, dtype=torch.bool)[:, None, None, :].expand(-1, 1, case.size, -1)
     y = torch_block.forward(
         case.spec, values["x"], weights, {role: values.get(f"{role}.bias") for role in weights},
         seen.tril() if case.causal else seen, case.rotary,
     )  # fmt: skip
-    y.backward(torch.tensor(place.dy))
+    y.backward(torch.tensor(made.dy))
     return {"y": y.detach().numpy()} | {
         name: np.zeros(x.shape) if x.grad is None else x.grad.numpy() for name, x in values.items()
     }
@@ -68,7 +70,7 @@ def by_autograd(case: BlockCase) -> dict[str, np.ndarray]:
 @given(drawn(draw_block))
 def test_blocks_in_torch(case: BlockCase) -> None:
     """Outputs and every gradient of any block with any adapters: its conventions are PyTorch's."""
-    assert points.alike(block.point(case), points.HOST, by_autograd(case)) <= LIMIT
+    assert points.alike(case.build(), points.HOST, by_autograd(case)) <= LIMIT
 
 
 def test_a_block_in_another_convention_is_seen() -> None:
@@ -102,13 +104,13 @@ def test_models_in_transformers_and_peft(
     name, *theirs = NAMES[kind]
 
     def draw(choose: Choose) -> Any:
-        case = draw_model(kind)(choose)
+        case = draw_model(kind, choose)
         size, keys = max(2, case.size), dict(case.keys)
         if "head_dim" in keys:  # theirs wants a multiple, where it is not used
             keys["hidden_size"] += -keys["hidden_size"] % keys["num_attention_heads"]
         mask = case.mask and tuple((1, *row[1:], 1)[:size] for row in case.mask)
         case = replace(case, keys=keys, embedded=False, mask=mask, size=size, adapters={}, labels="all")
-        modules = [one for one in build_model(case).modules if "head" not in one]
+        modules = [one for one in case.build().modules if "head" not in one]
         return case, sorted({choose(modules) for _ in range(choose((3, 1, len(modules))))})
 
     @settings(max_examples=40)
@@ -116,11 +118,11 @@ def test_models_in_transformers_and_peft(
     def check(drawn_case: Any) -> None:
         case, targets = drawn_case
         assume(kind != "CLIP" or (case.batch > 1 and case.keys["projection_dim"] > 1))
-        model = build_model(case)
+        model = case.build()
         keys = {key: value for key, value in case.keys.items() if value is not None}
         keys = keys if kind in ("ViT", "CLIP") else SPECIAL | keys
         mask = {} if kind == "ViT" else {"attention_mask": np.ones((case.batch, case.size))}
-        given = {key: x.astype(np.int64) for key, x in (mask | model.given).items()} | model.floats
+        given = {key: x.astype(np.int64) for key, x in (mask | model.given).items()} | model.inputs
         monkeypatch.setitem(fixed.CONFIGS, name, (models.KINDS[kind], *theirs, keys))
         monkeypatch.setattr(fixed, "example", lambda _: given)
         fixed.randlora(name, tmp_path_factory.mktemp(name), LIMIT, targets)

@@ -1,5 +1,6 @@
 """The four models at one example each: what they hold, transfer and refuse. What they compute: test_properties."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,6 @@ from strategies import holds
 
 from randlora_ref import models
 from randlora_ref.verify import models as verified
-from randlora_ref.verify.configurations import ModelCase, build_model
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -69,14 +69,14 @@ def test_at_most_one_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_logits_far_apart() -> None:
     """Weights forty times as large, logits beyond a thousand: neither precision loses more of them than the stack."""
     keys = MODELS["GPT-2"][1] | {"layer_norm_epsilon": 1e-5, "activation_function": "gelu_new", "n_inner": None}
-    case = ModelCase(
+    case = verified.ModelCase(
         "GPT-2", keys | {"tie_word_embeddings": True}, 2, 7, None, "all", ("int64", "int64"), False, seed=0
     )
-    model = build_model(case)
-    place = verified.point(model._replace(weights={key: 40 * x for key, x in model.weights.items()}))
-    assert np.max(np.abs(place.results()["logits"])) > 1e3
-    for one in verified.PROPERTIES:
-        holds("logits far apart", one, place)
+    model = case.build()
+    model = replace(model, values={key: 40 * x for key, x in model.values.items()})
+    assert np.max(np.abs(model.results()["logits"])) > 1e3
+    for one in verified.POINTS:
+        holds("logits far apart", one, model)
 
 
 @pytest.mark.parametrize(

@@ -10,34 +10,32 @@ from hypothesis import given, settings
 from strategies import drawn, examples, holds
 
 from randlora_ref.verify import models, points
-from randlora_ref.verify.configurations import HOST, Backend, ModelCase, Network, build_model, draw_model
-from randlora_ref.verify.invariances import INVARIANCES
+from randlora_ref.verify.configurations import HOST, Backend
+from randlora_ref.verify.models import Model, ModelCase, draw_model
+from randlora_ref.verify.networks import INVARIANCES
 
 LEARNED = ("lambda_", "gamma", "A", "B", "lambda_b", "lambda_d", "c0", "c1", "delta")
 
 
-def all_hold(name: str, model: Network, backend: Backend) -> None:
+def all_hold(name: str, model: Model, backend: Backend) -> None:
     """What needs the code alone, on read-only arrays."""
-    place = models.point(model)
-    for x in (*place.values.values(), *model.given.values()):
+    for x in (*model.values.values(), *model.given.values()):
         x.setflags(write=False)
-    for one in models.PROPERTIES:
-        holds(name, one, place, backend)
-    for one in (*INVARIANCES, *models.OF_MODELS):
+    for one in (*models.POINTS, *INVARIANCES, *models.OF_MODELS):
         holds(name, one, model, backend)
 
 
-def kinds(model: Network) -> dict[str, str]:
+def kinds(model: Model) -> dict[str, str]:
     """A tensor of each kind: a saved name without its numbers; a learned array's by its adapter's method.
 
     A table of tokens that is the head too, or has a row for padding, or is not looked up, is of a kind of its own.
     """
-    case, table = model.case, next(iter(model.weights))
+    case, table = model.case, model.table
     learned = {f"{module}.{part}": f"{one.method}.{part}" for module, one in case.adapters.items() for part in LEARNED}
     learned[table] = (
         f"{table} {[case.keys.get(key) for key in ('tie_word_embeddings', 'pad_token_id')]} {case.embedded}"
     )
-    return {learned.get(name, re.sub(r"\d+", "#", name)): name for name in models.point(model).values}
+    return {learned.get(name, re.sub(r"\d+", "#", name)): name for name in model.values}
 
 
 @pytest.mark.parametrize("name", models.KINDS)
@@ -49,14 +47,14 @@ def test_models(name: str) -> None:
     thorough, times = settings().max_examples > 50, Counter[str]()
 
     @examples(12, 500)
-    @given(drawn(draw_model(name)))
+    @given(drawn(partial(draw_model, name)))
     def check(case: ModelCase) -> None:
-        model = build_model(case)
+        model = case.build()
         all_hold(name, model, HOST)
-        place, own = models.point(model), kinds(model)
+        own = kinds(model)
         rarest = sorted(own, key=times.__getitem__)[: max(6, sum(times[kind] == 0 for kind in own))]
         names = None if thorough else [own[kind] for kind in rarest]
-        holds(name, points.DRAWN_STEP._replace(figure=partial(points.drawn_step, names=names)), place)
+        holds(name, points.DRAWN_STEP._replace(figure=partial(points.drawn_step, names=names)), model)
         times.update(rarest)
 
     check()
@@ -68,8 +66,8 @@ def test_every_array_library(library: Any, name: str) -> None:
     backend = Backend(library.xp, library.device)
 
     @settings(max_examples=2)
-    @given(drawn(draw_model(name)))
+    @given(drawn(partial(draw_model, name)))
     def check(case: ModelCase) -> None:
-        all_hold(f"{library!r}, {name}", build_model(case), backend)
+        all_hold(f"{library!r}, {name}", case.build(), backend)
 
     check()

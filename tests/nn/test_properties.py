@@ -1,5 +1,6 @@
 """``nn`` and the block over drawn configurations: every property of ``verify``, on every array library."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,9 +10,10 @@ from strategies import drawn, examples, holds
 
 from randlora_ref import nn
 from randlora_ref.verify import block, functions, points
-from randlora_ref.verify.configurations import Backend, BlockCase, Chosen, build_block, draw_block
+from randlora_ref.verify.block import BlockCase, draw_block
+from randlora_ref.verify.configurations import Backend, Chosen
 from randlora_ref.verify.functions import draw_function
-from randlora_ref.verify.invariances import INVARIANCES
+from randlora_ref.verify.networks import INVARIANCES
 
 
 @pytest.mark.parametrize("name", functions.FUNCTIONS)
@@ -40,24 +42,25 @@ NEARLY_CONSTANT = BlockCase(  # rows that both norms magnify: 1e-11 is what an u
 @given(drawn(draw_block))
 def test_blocks(case: Any) -> None:
     """A block of any kind, any subset of its layers adapted by any method, equals ``spec.block``."""
-    point = block.point(case)
+    made = case.build()
     for one in (*points.PROPERTIES, points.DRAWN_STEP):
-        holds("block", one, point)
+        holds("block", one, made)
 
 
 @examples(20)
 @given(drawn(draw_block))
 def test_what_changes_nothing_in_a_block(case: Any) -> None:
     """Batch, order, padding, later tokens, merging, one more adapter at its start, laws of ΔW."""
+    made = case.build()
     for one in (*INVARIANCES, *block.LAWS):
-        holds("block", one, build_block(case))
+        holds("block", one, made)
 
 
 @pytest.mark.parametrize("name", [*functions.FUNCTIONS, "block"])
 def test_every_array_library(library: Any, name: str) -> None:
     """The same values and gradients on every library and device, in float64 and float32, on read-only arrays."""
     backend = Backend(library.xp, library.device)
-    draw = (lambda choose: block.point(draw_block(choose))) if name == "block" else partial(draw_function, name)
+    draw = (lambda choose: draw_block(choose).build()) if name == "block" else partial(draw_function, name)
 
     @settings(max_examples=5)
     @given(drawn(draw))
@@ -66,6 +69,6 @@ def test_every_array_library(library: Any, name: str) -> None:
         for x in read_only.values():
             x.setflags(write=False)
         for one in points.PROPERTIES:
-            holds(f"{library!r}, {name}", one, point._replace(values=read_only), backend)
+            holds(f"{library!r}, {name}", one, replace(point, values=read_only), backend)
 
     check()
