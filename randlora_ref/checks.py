@@ -302,9 +302,9 @@ def layer_shape(value: Any) -> tuple[int, int]:
     return int(value[0]), int(value[1])
 
 
-def layer_shapes(values: Any) -> list[tuple[int, int]]:
-    """``values`` as a list of (out, in), at least one. A ValueError for anything else."""
-    if not isinstance(values, Sequence) or len(values) == 0:
+def layer_shapes(values: Any, least: int = 1) -> list[tuple[int, int]]:
+    """``values`` as a list of (out, in), of ``least`` or more. A ValueError for anything else."""
+    if not isinstance(values, Sequence) or len(values) < least:
         raise ValueError(f"shapes: {values!r}; it must list the (out, in) of every adapted layer")
     return [layer_shape(value) for value in values]
 

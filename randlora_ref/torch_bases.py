@@ -22,7 +22,7 @@ from . import arrays, checks
 from .prng import WORDS_AT_A_TIME, mt19937, mt19937_words
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
-Draw = Callable[[np.random.MT19937, Floats], None]  # into a basis (rows, terms, columns)
+Draw = Callable[[np.random.RandomState, Floats], None]  # into a basis (rows, terms, columns)
 
 
 class Rule(NamedTuple):
@@ -71,7 +71,7 @@ def draw(
     return A[:, 0, :], B
 
 
-def _dense(generator: np.random.MT19937, basis: Floats, *, fan_in: int, dtype: str) -> None:
+def _dense(generator: np.random.RandomState, basis: Floats, *, fan_in: int, dtype: str) -> None:
     """u·2b − b is exact in float64; torch rounds it to float32 (a fused multiply-add), then to ``dtype``, where what
     rounds up to the excluded bound b becomes −b.
     """
@@ -84,7 +84,7 @@ def _dense(generator: np.random.MT19937, basis: Floats, *, fan_in: int, dtype: s
         block[...] = drawn
 
 
-def _ternary(generator: np.random.MT19937, basis: Floats, *, q: float) -> None:
+def _ternary(generator: np.random.RandomState, basis: Floats, *, q: float) -> None:
     """In memory order."""
     low, high = np.float32(1 / (2 * q)), np.float32(1 - 1 / (2 * q))
     for block, words in _blocks(generator, basis.reshape(len(basis), 1, -1)):
@@ -92,7 +92,7 @@ def _ternary(generator: np.random.MT19937, basis: Floats, *, q: float) -> None:
         block[...] = (u > high).astype(np.int8) - (u < low)
 
 
-def _normal(generator: np.random.MT19937, basis: Floats, *, fan_in: int) -> None:
+def _normal(generator: np.random.RandomState, basis: Floats, *, fan_in: int) -> None:
     """√(2/fan_in)·√(−2 log(1 − u))·(cos, sin)(2πv), each term in runs of 16 numbers: 8 u, then 8 v.
 
     Where 16 does not divide a term's size, its last 16 are drawn again.
@@ -116,7 +116,7 @@ def _box_muller(words: Any) -> Any:
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
 
 
-def _blocks(generator: np.random.MT19937, basis: Floats) -> Iterator[tuple[Floats, Any]]:
+def _blocks(generator: np.random.RandomState, basis: Floats) -> Iterator[tuple[Floats, Any]]:
     """Views of ``basis`` (rows, terms, columns), term by term, some rows at a time, each with its words mod 2²⁴."""
     step = max(1, WORDS_AT_A_TIME // basis.shape[2])
     for term in range(basis.shape[1]):

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Self, Unpack
 
 from .. import checks
-from .base import Arrays, Factors, Made, Maker, MergedAdapter
+from .base import Arrays, Factors, LinearAdapter, Made, Maker
 
 Array = Any
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class FullFineTuning(MergedAdapter, learned=("delta",)):
+class FullFineTuning(LinearAdapter, learned=("delta",)):
     """A learned ΔW (out, in) beside a weight that stays as it was, so that it is compared with other updates.
 
     Raises TypeError or ValueError that names the argument.

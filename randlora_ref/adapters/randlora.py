@@ -20,7 +20,7 @@ from ..bases import Bases, Kind, draw_bases
 from ..dialects import Dialect, get_dialect
 from ..spec import is_transposed, sides
 from . import orders
-from .base import Arrays, Factors, Made, Maker, MergedAdapter, terms
+from .base import Arrays, Factors, LinearAdapter, Made, Maker, terms
 from .orders import ORDERS, Order, contraction_costs
 
 __all__ = ["ORDERS", "Grads", "Order", "RandLoRA", "contraction_costs"]
@@ -36,7 +36,7 @@ def scaled_rows(xp: Any, c: Array, A: Array, gamma: Array) -> Array:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class RandLoRA(MergedAdapter, learned=("lambda_", "gamma")):
+class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
     """A RandLoRA adapter of one weight (out, in), from given arrays; ``RandLoRA.start`` makes one to be trained.
 
     ``bases``: at least as large as the layer. ``lambda_`` (n, r), ``gamma`` (n, d), in float16, float32 or float64;
@@ -252,20 +252,12 @@ class RandLoRA(MergedAdapter, learned=("lambda_", "gamma")):
         costs = contraction_costs(rows, self.D, self.d, self.n, self.rank, masked=masked, keep_merged=keep_merged)
         return min(costs, key=lambda order: costs[order])
 
-    def _apply(self, xp: Any, x: Array, weight: Array | None, keep_merged: bool) -> tuple[Array, Any]:
-        order = self._order(x.shape[0], weight is None, keep_merged)
-        if order == "merged":
-            y, kept = super()._apply(xp, x, weight, keep_merged)
-            return y, (order, kept)
-        step, kept = orders.apply(xp, self, order, x, keep_merged)
-        return (step if weight is None else x @ weight.T + step), (order, kept)
+    def _step(self, xp: Any, x: Array, masked: bool, keep: bool) -> tuple[Array, Any] | None:
+        order = self._order(x.shape[0], masked, keep)
+        return None if order == "merged" else orders.apply(xp, self, order, x, keep)
 
-    def _pull_back(self, xp: Any, dy: Array, x: Array, weight: Array | None, inner: Any) -> tuple[Array, Any]:
-        order, kept = inner
-        if order == "merged":
-            return super()._pull_back(xp, dy, x, weight, kept)
-        step, learned = orders.pull_back(xp, self, order, dy, x, kept)
-        return (step if weight is None else dy @ weight + step), learned
+    def _step_back(self, xp: Any, dy: Array, x: Array, kept: Any) -> tuple[Array, tuple[Array, ...]]:
+        return orders.pull_back(xp, self, dy, x, *kept)
 
 
 Grads = RandLoRAGrads = RandLoRA.GRADS

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Self, Unpack
 
 from .. import arrays, checks
-from .base import Arrays, Factors, Made, Maker, MergedAdapter
+from .base import Arrays, Factors, LinearAdapter, Made, Maker
 
 Array = Any
 
@@ -33,7 +33,7 @@ def vera_bases(
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class VeRA(MergedAdapter, learned=("lambda_b", "lambda_d")):
+class VeRA(LinearAdapter, learned=("lambda_b", "lambda_d")):
     """A VeRA adapter of one weight (out, in), from given arrays lambda_b (out,) and lambda_d (r,).
 
     ``A`` and ``B`` may be larger than the layer, which takes the first in columns of A and the first out rows of B.
@@ -87,25 +87,20 @@ class VeRA(MergedAdapter, learned=("lambda_b", "lambda_d")):
         A, B = self._own
         return ((self.lambda_b, B, self.lambda_d, A),)
 
-    def _apply(self, xp: Any, x: Array, weight: Array | None, keep_merged: bool) -> tuple[Array, Any]:
+    def _step(self, xp: Any, x: Array, masked: bool, keep: bool) -> tuple[Array, Any] | None:
         (out_features, in_features), T, r = self.shape, x.shape[0], self.rank
         if (T + 2 * r) * out_features * in_features <= 2 * T * r * (out_features + in_features):  # G, ΔW and G Aᵀ
-            return super()._apply(xp, x, weight, keep_merged)
+            return None
         A, B = self._own
         z = x @ A.T  # (T, r)
         u = (z * self.lambda_d) @ B.T  # (T, out)
-        step = u * self.lambda_b
-        return (step if weight is None else x @ weight.T + step), (z, u)
+        return u * self.lambda_b, ("thin", z, u)
 
-    def _pull_back(self, xp: Any, dy: Array, x: Array, weight: Array | None, inner: Any) -> tuple[Array, Any]:
-        """∂L/∂λ_b = Σ_t dy∘u and ∂L/∂λ_d = Σ_t v∘z, with v = (dy∘λ_b) B, unless ΔW was formed."""
-        if not isinstance(inner, tuple):
-            return super()._pull_back(xp, dy, x, weight, inner)
-        (A, B), (z, u) = self._own, inner
+    def _step_back(self, xp: Any, dy: Array, x: Array, kept: Any) -> tuple[Array, tuple[Array, ...]]:
+        """∂L/∂λ_b = Σ_t dy∘u and ∂L/∂λ_d = Σ_t v∘z, with v = (dy∘λ_b) B."""
+        (A, B), (_, z, u) = self._own, kept
         v = (dy * self.lambda_b) @ B  # (T, r)
-        step = (v * self.lambda_d) @ A  # (T, in)
-        learned = (xp.sum(dy * u, axis=0), xp.sum(v * z, axis=0))
-        return (step if weight is None else dy @ weight + step), learned
+        return (v * self.lambda_d) @ A, (xp.sum(dy * u, axis=0), xp.sum(v * z, axis=0))  # (T, in)
 
     def _pull_back_delta(self, xp: Any, dy: Array, x: Array) -> tuple[Array, Array]:
         """∂L/∂λ_b = P λ_d and ∂L/∂λ_d = λ_b P from P = B∘(G Aᵀ) (out, r)."""

@@ -14,9 +14,10 @@ from typing import Any
 
 from .. import arrays, checks
 from ..adapters.base import LinearAdapter as Adapter
+from ..adapters.base import project_backward
 from .activation import KINDS
 from .attention import attend, attend_backward, check_mask
-from .linear import project, project_backward
+from .linear import project
 from .norm import apply_norm, apply_norm_backward
 from .rotary import check_tables, rotate
 
