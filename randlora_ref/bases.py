@@ -40,8 +40,8 @@ class Bases:
         checks.namespace(A=self.A, B=self.B)
         for name, basis, axes in (("A", self.A, ("r", "d")), ("B", self.B, ("n", "D", "r"))):
             checks.precision(name, basis)
-            if basis.ndim != len(axes) or 0 in basis.shape:
-                raise ValueError(f"{name}: shape {tuple(basis.shape)}; it must be ({', '.join(axes)}), none of them 0")
+            well = basis.ndim == len(axes) and 0 not in basis.shape
+            checks.shaped(well, name, basis, f"({', '.join(axes)}), none of them 0")
         if self.A.shape[0] != self.B.shape[2]:
             raise ValueError(f"B: rank {self.B.shape[2]} (last axis); it must be A's, {self.A.shape[0]} (first axis)")
 
@@ -153,7 +153,7 @@ def _rows(
         part = rows[first : first + step]
         words = philox_words(seed, streams, part.start * r, part.stop * r, xp, device)  # (n, part·r)
         drawn = xp.reshape(_entries(xp, words, kind, D_max, dtype), (n, len(part), r))
-        result[first : first + step, :, :] = arrays.permute(xp, drawn, (1, 0, 2))
+        result[first : first + len(part), :, :] = arrays.permute(xp, drawn, (1, 0, 2))
     return result
 
 

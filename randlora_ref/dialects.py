@@ -110,10 +110,8 @@ class Dialect:
         """The constants that fill Λ and Γ before the first step."""
         rank, n = checks.integers_of(rank=rank, n=n)
         d = sides(checks.layer_shape(shape), self.orientation)[1]
-        divisors = {"1": 1, "1/d": d, "1/n": n, "1/max(n, d)": max(n, d), "1/max(n, r)": max(n, rank)}
-        values = {"0": 0.0, "1/max(out, in)": 1 / max(shape)} | {
-            rule: 1 / divisor for rule, divisor in divisors.items()
-        }
+        values = {"0": 0.0, "1": 1.0, "1/d": 1 / d, "1/n": 1 / n, "1/max(n, d)": 1 / max(n, d)}
+        values |= {"1/max(n, r)": 1 / max(n, rank), "1/max(out, in)": 1 / max(shape)}
         return values[self.lambda_start], values[self.gamma_start]
 
     def num_parameters(self, shape: tuple[int, int], rank: int, *, context: int | None = None) -> int:

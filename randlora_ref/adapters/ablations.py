@@ -16,10 +16,8 @@ from typing import Any, Self, Unpack
 from .. import arrays, checks
 from ..dialects import Dialect, get_dialect
 from ..spec import number_of_terms, sides
-from .base import Arrays, Factors, LowRank, Made, Maker, terms
+from .base import Array, Arrays, Factors, LowRank, Made, Maker, terms
 from .randlora import RandLoRA
-
-Array = Any
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -304,9 +304,9 @@ class LowRankByAlpha(LowRank):
 def terms(name: str, x: Array, *sizes: int) -> int:
     """n of an array (n, *sizes), one entry of the first axis a term. A ValueError for none, or another shape."""
     checks.namespace(**{name: x})
-    if x.ndim != 1 + len(sizes) or x.shape[0] < 1 or tuple(x.shape[1:]) != sizes:
-        wanted = ", ".join(["n", *map(str, sizes)]) + "," * (not sizes)
-        raise ValueError(f"{name}: shape {tuple(x.shape)}; it must be ({wanted}) with n >= 1")
+    wanted = ", ".join(["n", *map(str, sizes)]) + "," * (not sizes)
+    well = x.ndim == 1 + len(sizes) and x.shape[0] > 0 and tuple(x.shape[1:]) == sizes
+    checks.shaped(well, name, x, f"({wanted}) with n >= 1")
     return int(x.shape[0])
 
 

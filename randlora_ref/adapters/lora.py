@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Self, Unpack
 
 from .. import checks
-from .base import Arrays, Factors, LowRankByAlpha, Made, Maker
-
-Array = Any
+from .base import Array, Arrays, Factors, LowRankByAlpha, Made, Maker
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

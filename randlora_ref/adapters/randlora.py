@@ -20,12 +20,11 @@ from ..bases import Bases, Kind, draw_bases
 from ..dialects import Dialect, get_dialect
 from ..spec import is_transposed, sides
 from . import orders
-from .base import Arrays, Factors, LinearAdapter, Made, Maker, terms
+from .base import Array, Arrays, Factors, LinearAdapter, Made, Maker, terms
 from .orders import ORDERS, Order, contraction_costs
 
 __all__ = ["ORDERS", "Grads", "Order", "RandLoRA", "contraction_costs"]
 
-Array = Any
 DEVIATION = "; bases drawn by PEFT's rule are NaN where their deviation is zero: another seed has others"
 
 

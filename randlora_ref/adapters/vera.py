@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Self, Unpack
 
 from .. import arrays, checks
-from .base import Arrays, Factors, LinearAdapter, Made, Maker
-
-Array = Any
+from .base import Array, Arrays, Factors, LinearAdapter, Made, Maker
 
 
 def vera_bases(
@@ -109,15 +107,13 @@ class VeRA(LinearAdapter, learned=("lambda_b", "lambda_d")):
         return P @ self.lambda_d, self.lambda_b @ P
 
     def _arrays(self) -> Arrays:
-        (out_features, in_features), r = self.shape, self.rank
+        (out, in_), r = self.shape, self.rank
         checks.namespace(A=self.A, B=self.B)
-        if self.A.ndim != 2 or self.A.shape[1] < in_features:
-            raise ValueError(f"A: shape {tuple(self.A.shape)}; it must be ({r}, {in_features}) or wider")
-        if self.B.ndim != 2 or self.B.shape[0] < out_features:
-            raise ValueError(f"B: shape {tuple(self.B.shape)}; it must be ({out_features}, {r}) or taller")
+        checks.shaped(self.A.ndim == 2 and self.A.shape[1] >= in_, "A", self.A, f"({r}, {in_}) or wider")
+        checks.shaped(self.B.ndim == 2 and self.B.shape[0] >= out, "B", self.B, f"({out}, {r}) or taller")
         A, B = self._own
-        learned: Arrays = {"lambda_b": (self.lambda_b, (out_features,)), "lambda_d": (self.lambda_d, (r,))}
-        return learned | {"A": (A, (r, in_features)), "B": (B, (out_features, r))}
+        learned: Arrays = {"lambda_b": (self.lambda_b, (out,)), "lambda_d": (self.lambda_d, (r,))}
+        return learned | {"A": (A, (r, in_)), "B": (B, (out, r))}
 
 
 VeRAGrads = VeRA.GRADS

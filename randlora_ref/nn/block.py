@@ -83,8 +83,7 @@ def check_block(x: Array, spec: BlockSpec, parameters: Parameters, mask: Array |
     biases: dict[str, Any] = {f"parameters[{role!r}][1]": parameters[role][1] for role in shapes}
     cos, sin = tables or (None, None)
     xp = checks.floats(x=x, mask=mask, cos=cos, sin=sin, **weights, **biases)
-    if x.ndim != 3 or x.shape[-1] != spec.width:
-        raise ValueError(f"x: shape {tuple(x.shape)}; it must be (B, T, {spec.width})")
+    checks.shaped(x.ndim == 3 and x.shape[-1] == spec.width, "x", x, f"(B, T, {spec.width})")
     for shape, weight, bias in zip(shapes.values(), weights.items(), biases.items(), strict=True):
         checks.shape(*weight, shape)
         if bias[1] is not None:

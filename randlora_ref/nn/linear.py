@@ -22,8 +22,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None, adapter: Adapter 
     checks.instance("adapter", adapter, Adapter | None)
     xp = checks.floats(x=x, weight=weight)  # an adapter takes float16, nn does not
     if adapter is None:
-        if weight.ndim != 2:
-            raise ValueError(f"weight: shape {tuple(weight.shape)}; it must be (out, in)")
+        checks.shaped(weight.ndim == 2, "weight", weight, "(out, in)")
         checks.linear(tuple(weight.shape), x=x, weight=weight, bias=bias)
     return project(xp, x, weight, bias, adapter)
 

@@ -77,8 +77,7 @@ def cross_entropy(logits: Array, labels: Array, *, ignored: int = IGNORED, check
     """
     xp = checks.namespace(logits=logits, labels=labels)
     checks.floats(logits=logits)
-    if logits.ndim != 2 or logits.shape[1] == 0:
-        raise ValueError(f"logits: shape {tuple(logits.shape)}; it must be (T, V) with V >= 1")
+    checks.shaped(logits.ndim == 2 and logits.shape[1] > 0, "logits", logits, "(T, V) with V >= 1")
     ignored = checks.integer("ignored", ignored, least=-(2**63))
     checks.shape("labels", labels, tuple(logits.shape[:1]))
     if not checked:
@@ -92,8 +91,9 @@ def cross_entropy_backward(cache: Any, dloss: Any = 1.0, *, through: Array | Non
     Of a large vocabulary ∂L/∂logits is by far the largest array of a model; through W it is never held whole on NumPy.
     """
     xp = checks.floats(cache=checks.kept(cache, 5)[0], through=through)
-    if through is not None and (through.ndim != 2 or through.shape[0] != cache[0].shape[1]):
-        raise ValueError(f"through: shape {tuple(through.shape)}; it must be ({cache[0].shape[1]}, k)")
+    if through is not None:
+        classes = cache[0].shape[1]
+        checks.shaped(through.ndim == 2 and through.shape[0] == classes, "through", through, f"({classes}, k)")
     return mean_loss_backward(xp, cache, checks.scalar("dloss", dloss, cache[0]), through)
 
 
@@ -104,8 +104,7 @@ def contrastive(texts: Array, images: Array, log_scale: Array) -> tuple[Array, A
     with the diagonal as labels. The cache's first entry is Z.
     """
     xp = checks.floats(texts=texts, images=images, log_scale=log_scale)
-    if texts.ndim != 2 or texts.shape[0] == 0:
-        raise ValueError(f"texts: shape {tuple(texts.shape)}; it must be (N, k) with N >= 1")
+    checks.shaped(texts.ndim == 2 and texts.shape[0] > 0, "texts", texts, "(N, k) with N >= 1")
     checks.shape("images", images, tuple(texts.shape))
     checks.shape("log_scale", log_scale, ())
     scale = xp.exp(log_scale)
