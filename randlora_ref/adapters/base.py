@@ -156,32 +156,7 @@ class LinearAdapter(ABC):
     def factors(self) -> Factors:
         """ΔW without its scaling as a sum of products; in a product, a vector is a diagonal factor."""
 
-    # -- the way of rows through ΔW, and what a method gives for it ---------------------------------------
-
-    def _apply(self, xp: Any, x: Array, weight: Array, mask: Array | None, keep_merged: bool) -> tuple[Array, Any]:
-        """x W0ᵀ + (x∘m) ΔWᵀ of rows x (T, in), and what the way back needs."""
-        masked = x if mask is None else x * mask
-        if (found := self._step(xp, masked, mask is not None, keep_merged)) is not None:
-            return x @ weight.T + found[0], found[1]
-        M = self._merged(weight, mask)  # (out, in)
-        y = masked @ M.T  # (T, out)
-        return (y if mask is None else x @ weight.T + y), ("merged", M if keep_merged else None)
-
-    def _pull_back(self, xp: Any, dy: Array, x: Array, weight: Array, mask: Array | None, inner: Any) -> Any:
-        """dy W0 + (dy ΔW)∘m of rows dy (T, out), and the gradients of the learned values."""
-        masked = x if mask is None else x * mask
-        if inner[0] != "merged":
-            step, learned = self._step_back(xp, dy, masked, inner)  # (T, in)
-        else:
-            M = self._merged(weight, mask) if inner[1] is None else inner[1]
-            step, learned = dy @ M, self._pull_back_delta(xp, dy, masked)
-            if mask is None:
-                return step, learned
-        return dy @ weight + (step if mask is None else step * mask), learned
-
-    def _merged(self, weight: Array, mask: Array | None) -> Array:
-        """M = W0 + ΔW, or ΔW alone: with dropout, x and x∘m take two ways."""
-        return weight + self.delta_weight() if mask is None else self.delta_weight()
+    # -- what a method gives for the way of rows through ΔW -----------------------------------------------
 
     def _pull_back_delta(self, xp: Any, dy: Array, x: Array) -> tuple[Array, ...]:
         """The gradients of the learned values from G = ∂L/∂ΔW = dyᵀ x (out, in)."""
@@ -223,11 +198,16 @@ def project(
     xp: Any, x: Array, weight: Array, bias: Array | None, adapter: LinearAdapter | None, mask: Array | None, keep: bool
 ) -> tuple[Array, Cache]:
     """y (…, out) = x W0ᵀ + (x∘m) ΔWᵀ + b of x (…, in); without an adapter there is no ΔW."""
-    rows = arrays.as_rows(xp, x)  # (T, in)
+    rows, inner = arrays.as_rows(xp, x), None  # (T, in)
+    masked = rows if mask is None else rows * arrays.as_rows(xp, mask)
     if adapter is None:
-        y, inner = rows @ weight.T, None  # (T, out)
+        y = rows @ weight.T  # (T, out)
+    elif (thin := adapter._step(xp, masked, mask is not None, keep)) is not None:
+        y, inner = rows @ weight.T + thin[0], thin[1]
     else:
-        y, inner = adapter._apply(xp, rows, weight, None if mask is None else arrays.as_rows(xp, mask), keep)
+        M = merged(adapter, weight, mask)
+        y, inner = masked @ M.T, ("merged", M if keep else None)
+        y = y if mask is None else rows @ weight.T + y
     y = xp.reshape(y if bias is None else y + bias, (*x.shape[:-1], weight.shape[0]))
     return y, Cache(x, weight, bias is not None, mask, inner, adapter)
 
@@ -236,34 +216,39 @@ def project_backward(xp: Any, dy: Array, cache: Cache, weight_grad: bool) -> tup
     """∂L/∂x (…, in), the adapter's gradients, ∂L/∂W0 = Σ_t dy_t x_tᵀ and ∂L/∂b = Σ_t dy_t over all rows t."""
     x, weight, has_bias, mask, inner, adapter = cache
     rows, dy = arrays.as_rows(xp, x), arrays.as_rows(xp, dy)
-    grads: Any = LinearGrads if adapter is None else adapter.GRADS
-    if adapter is None:
-        dx, learned = dy @ weight, ()
-    else:
-        mask = None if mask is None else arrays.as_rows(xp, mask)
-        dx, learned = adapter._pull_back(xp, dy, rows, weight, mask, inner)
     d_weight = dy.T @ rows if weight_grad else None
     d_bias = xp.sum(dy, axis=0) if has_bias else None
-    return xp.reshape(dx, tuple(x.shape)), grads(*learned, d_weight, d_bias)
+    if adapter is None:
+        return xp.reshape(dy @ weight, tuple(x.shape)), LinearGrads(d_weight, d_bias)
+    mask = None if mask is None else arrays.as_rows(xp, mask)
+    masked = rows if mask is None else rows * mask
+    if inner[0] == "merged":
+        M = merged(adapter, weight, mask) if inner[1] is None else inner[1]
+        dx, learned = dy @ M, adapter._pull_back_delta(xp, dy, masked)  # (T, in)
+    else:
+        dx, learned = adapter._step_back(xp, dy, masked, inner)
+    dx = dx if mask is None else dx * mask
+    dx = dx if inner[0] == "merged" and mask is None else dy @ weight + dx
+    return xp.reshape(dx, tuple(x.shape)), adapter.GRADS(*learned, d_weight, d_bias)
+
+
+def merged(adapter: LinearAdapter, weight: Array, mask: Array | None) -> Array:
+    """M = W0 + ΔW (out, in), or ΔW alone: with dropout, x and x∘m take two ways."""
+    return weight + adapter.delta_weight() if mask is None else adapter.delta_weight()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LowRank(LinearAdapter):
-    """An adapter with ΔW = s·L R, L (out, r) and R (r, in), of which ΔW itself is formed only to merge.
+    """An adapter with ΔW = L R, L (out, r) and R (r, in), of which ΔW itself is formed only to merge.
 
-    With z = s·x Rᵀ and v = s·dy L:  x ΔWᵀ = z Lᵀ,  dy ΔW = v R,  ∂L/∂L = dyᵀz,  ∂L/∂R = vᵀx.
+    With z = x Rᵀ and v = dy L:  x ΔWᵀ = z Lᵀ,  dy ΔW = v R,  ∂L/∂L = dyᵀz,  ∂L/∂R = vᵀx.
     """
 
     rank: int
 
-    @property
-    @abstractmethod
-    def scaling(self) -> float:
-        """s, the number in front of the product."""
-
     @abstractmethod
     def _pair(self, xp: Any) -> tuple[Array, Array]:
-        """L (out, r) and R (r, in)."""
+        """L (out, r) and R (r, in); the scaling is in one of them."""
 
     @abstractmethod
     def _pull_back_pair(self, xp: Any, dL: Array, dR: Array) -> tuple[Array, ...]:
@@ -272,16 +257,16 @@ class LowRank(LinearAdapter):
     def delta_weight(self) -> Array:
         """ΔW (out, in)."""
         L, R = self._pair(arrays.namespace_of("learned", self._like))
-        return self.scaling * (L @ R)
+        return L @ R
 
     def _step(self, xp: Any, x: Array, masked: bool, keep: bool) -> tuple[Array, Any]:
         L, R = self._pair(xp)
-        z = self.scaling * (x @ R.T)  # (T, r)
+        z = x @ R.T  # (T, r)
         return z @ L.T, ("thin", L, R, z)  # (T, out)
 
     def _step_back(self, xp: Any, dy: Array, x: Array, kept: Any) -> tuple[Array, tuple[Array, ...]]:
         _, L, R, z = kept
-        v = self.scaling * (dy @ L)  # (T, r)
+        v = dy @ L  # (T, r)
         return v @ R, self._pull_back_pair(xp, dy.T @ z, v.T @ x)  # (T, in)
 
 

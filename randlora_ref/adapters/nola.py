@@ -56,18 +56,18 @@ class NoLA(LowRankByAlpha, learned=("c0", "c1")):
     def factors(self) -> Factors:
         """One product of two sums, (Σ_b B_b·c0[b])(Σ_b A_b·c1[b]), the coefficients as diagonals."""
         xp = checks.namespace(c0=self.c0)
-        mixes = []
-        for bases, c in ((self.B, self.c0), (self.A, self.c1)):
-            width = bases.shape[2]
-            mixes.append(tuple((bases[b, :, :], xp.broadcast_to(c[b : b + 1], (width,))) for b in range(c.shape[0])))
-        return (tuple(mixes),)
+
+        def mix(bases: Array, c: Array) -> Factors:
+            return tuple((bases[b, :, :], xp.broadcast_to(c[b : b + 1], bases.shape[2:])) for b in range(c.shape[0]))
+
+        return ((mix(self.B, self.c0), mix(self.A, self.c1)),)
 
     def _pair(self, xp: Any) -> tuple[Array, Array]:
-        return self._mix(xp, self.c0, self.B), self._mix(xp, self.c1, self.A)
+        return self._mix(xp, self.scaling * self.c0, self.B), self._mix(xp, self.c1, self.A)
 
     def _pull_back_pair(self, xp: Any, dL: Array, dR: Array) -> tuple[Array, ...]:
-        """∂L/∂c0[b] = ⟨∂L/∂L, B_b⟩ and ∂L/∂c1[b] = ⟨∂L/∂R, A_b⟩."""
-        pairs = ((self.B, dL), (self.A, dR))
+        """∂L/∂c0[b] = s·⟨∂L/∂L, B_b⟩ and ∂L/∂c1[b] = ⟨∂L/∂R, A_b⟩."""
+        pairs = ((self.B, self.scaling * dL), (self.A, dR))
         return tuple(xp.reshape(bases, (bases.shape[0], -1)) @ xp.reshape(d, (-1,)) for bases, d in pairs)
 
     @staticmethod
