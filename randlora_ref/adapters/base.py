@@ -312,8 +312,10 @@ class Maker:
     def __init__(self, seed: int = 0, /, dtype: str = "float32", xp: Any = np, device: Any = None) -> None:
         checks.library(xp)
         checks.choice("dtype", dtype, ("float16", "float32", "float64"))
-        self.seed, self.dtype, self.xp, self.device = seed, dtype, xp, device
+        self.seed, self.dtype, self.xp = seed, dtype, xp
         self.options: dict[str, Any] = {"dtype": getattr(xp, dtype), **arrays.on(device, xp)}
+        wide = "float64" if dtype == "float64" else "float32"  # what bases are drawn in
+        self.wide: dict[str, Any] = {"dtype": wide, "xp": xp, "device": device}
 
     def zeros(self, *shape: int) -> Array:
         """Zeros of ``shape``."""
@@ -332,8 +334,7 @@ class Maker:
         rows under the same seed begin with the same rows, on any device.
         """
         checks.room("shape", rows, columns)
-        wide = "float64" if self.dtype == "float64" else "float32"
-        drawn = tile(stream, 0, rows, seed=self.seed, rank=columns, dtype=wide, xp=self.xp, device=self.device)
+        drawn = tile(stream, 0, rows, seed=self.seed, rank=columns, **self.wide)
         return arrays.astype(self.xp, drawn * (bound / math.sqrt(3)), self.options["dtype"])
 
     def stack(self, n: int, rows: int, rank: int, *, stream: int) -> Array:

@@ -12,7 +12,7 @@ the order of the rows of c and K: term by term (literal), or rank by rank (cross
 """
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self, Unpack
+from typing import Any, ClassVar, Self, Unpack
 
 from .. import arrays, checks
 from ..arrays import Reshaped
@@ -56,17 +56,20 @@ class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
     alpha: float | None = None
     scaling: Any = None  # a number; None becomes the dialect's, from alpha
     order: Order | None = None
+    D: int = field(init=False, repr=False)  # the larger side; ``out`` where ΔW is never transposed
+    d: int = field(init=False, repr=False)  # the smaller side; ``in`` where ΔW is never transposed
+    tall: bool = field(init=False, repr=False)  # whether ΔW is M, the sum itself (out >= in in most dialects), not Mᵀ
     _A: Array = field(init=False, repr=False)  # (r, d), as 𝐁 in the precision of what is learned
     _B: Array = field(init=False, repr=False)  # 𝐁 (D, n·r); a view where B is laid out as draw_bases does
 
     def __post_init__(self) -> None:
         checks.instance("bases", self.bases, Bases)
-        object.__setattr__(self, "dialect", get_dialect(self.dialect))
+        vars(self)["dialect"] = get_dialect(self.dialect)
         known, why = (ORDERS[:1], "; what is reshaped has no other") if self._reshaped else (ORDERS, "")
         checks.choice("order", self.order, (None, *known), why)
         super().__post_init__()
         scaling = self.dialect.scaling(self.rank, self.n, self.alpha) if self.scaling is None else self.scaling
-        object.__setattr__(self, "scaling", checks.number("scaling", scaling))
+        vars(self)["scaling"] = checks.number("scaling", scaling)
 
     @classmethod
     def start(
@@ -99,9 +102,7 @@ class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
         make, n, own_sides = Maker(**made), dialect.terms(shape, rank), sides(shape, dialect.orientation)
         if bases is None:
             seed = dialect.default_seed or 0 if seed is None else seed
-            wide: Literal["float32", "float64"] = "float64" if make.dtype == "float64" else "float32"
-            where: dict[str, Any] = {"dtype": wide, "xp": make.xp, "device": make.device}
-            bases = draw_bases(dialect, seed=seed, shapes=[shape], rank=rank, kind=kind, **where)
+            bases = draw_bases(dialect, seed=seed, shapes=[shape], rank=rank, kind=kind, **make.wide)
             try:
                 bases.slice(n, *own_sides)
             except ValueError as error:
@@ -120,21 +121,6 @@ class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
     def n(self) -> int:
         """The number of terms."""
         return int(self.lambda_.shape[0])
-
-    @property
-    def D(self) -> int:
-        """The larger side; ``out`` where ΔW is never transposed."""
-        return sides(self.shape, self.dialect.orientation)[0]
-
-    @property
-    def d(self) -> int:
-        """The smaller side; ``in`` where ΔW is never transposed."""
-        return sides(self.shape, self.dialect.orientation)[1]
-
-    @property
-    def tall(self) -> bool:
-        """Whether ΔW is M, the sum itself (out >= in in most dialects), not its transpose."""
-        return not is_transposed(self.shape, self.dialect.orientation)
 
     @property
     def _reshaped(self) -> bool:
@@ -191,10 +177,15 @@ class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
     def _crossed(self) -> bool:
         return bool(self.dialect.pairing == "crossed")
 
+    @property
+    def _c(self) -> Array:
+        """c, as (n, r), or (r, n) if crossed."""
+        scaled = self.scaling * self.lambda_
+        return scaled.T if self._crossed else scaled
+
     def _times_c(self, xp: Any, z: Array) -> Array:
         """z∘c of rows z (T, n·r), c = s·vec Λ."""
-        c = self.scaling * self.lambda_
-        c = c.T if self._crossed else c
+        c = self._c
         return xp.reshape(xp.reshape(z, (z.shape[0], *c.shape)) * c, z.shape)
 
     def _rows(self) -> tuple[Array, Array]:
@@ -204,13 +195,11 @@ class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
     def _K(self, xp: Any) -> Array:
         """K (n·r, d), the Khatri-Rao product: row (j, k) is A[k, :]∘Γ_j."""
         A, gamma = self._rows()
-        return xp.reshape(A * gamma, (self.n * self.rank, self.d))
+        return xp.reshape(A * gamma, (-1, self.d))
 
     def _S(self, xp: Any) -> Array:
         """S = diag(c) K (n·r, d): row (j, k) is s·Λ_j[k]·A[k, :]∘Γ_j."""
-        scaled = self.scaling * self.lambda_
-        S = scaled_rows(xp, (scaled.T if self._crossed else scaled)[:, :, None], *self._rows())
-        return xp.reshape(S, (self.n * self.rank, self.d))
+        return xp.reshape(scaled_rows(xp, self._c[:, :, None], *self._rows()), (-1, self.d))
 
     def _terms(self, xp: Any, x: Array) -> Array:
         """Rows (n·r, k) in the order of K's as (n, r, k)."""
@@ -232,10 +221,10 @@ class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
             if arrays.unit_roundoff(checks.precision(name, basis)) < arrays.unit_roundoff(precision):
                 dtype = arrays.dtype_name(basis)
                 raise TypeError(f"{name}: dtype {dtype}; it must be {precision} or narrower, as lambda_ is")
-        own = bases.slice(n, self.D, self.d)
-        B = arrays.permute(xp, arrays.widen(xp, own.B, precision), (1, 0, 2))
-        object.__setattr__(self, "_A", arrays.widen(xp, own.A, precision))
-        object.__setattr__(self, "_B", xp.reshape(B, (self.D, n * self.rank)))
+        (D, d), orientation = sides(self.shape, self.dialect.orientation), self.dialect.orientation
+        own, tall = bases.slice(n, D, d), not is_transposed(self.shape, orientation)
+        A, B = arrays.widen(xp, own.A, precision), arrays.permute(xp, arrays.widen(xp, own.B, precision), (1, 0, 2))
+        vars(self).update(D=D, d=d, tall=tall, _A=A, _B=xp.reshape(B, (D, n * self.rank)))
         return "A", "B"
 
     def _arrays(self) -> Arrays:
