@@ -147,7 +147,7 @@ def _rows(
     """``rows`` (columns of A) of every one of ``terms``, (rows, terms, r), drawn some at a time."""
     n, where = len(terms), arrays.on(device, xp)
     result = xp.empty((len(rows), n, r), dtype=getattr(xp, dtype), **where)
-    streams = xp.arange(terms.start, terms.stop, dtype=xp.uint64, **where)[:, None]
+    streams = terms.start if n == 1 else xp.arange(terms.start, terms.stop, dtype=xp.uint64, **where)[:, None]
     step = max(1, (WORDS_AT_A_TIME if xp is np else WORDS_AT_A_CALL) // (n * r))
     for first in range(0, len(rows), step):
         part = rows[first : first + step]

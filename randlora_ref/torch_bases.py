@@ -129,18 +129,11 @@ def _normalised(basis: Floats, dtype: str) -> Floats:
     NaN where the deviation is none (a single draw) or 0 (zeros alone), as in PEFT.
     """
     mean = basis.mean(dtype=np.float64)
-
-    def squares(block: Floats) -> Any:
-        return ((block - mean) ** 2).sum(axis=-1)
-
-    def quotient(block: Floats) -> Floats:
-        return _rounded(block / deviation, dtype)
-
-    total = arrays.by_rows(np, squares, basis).sum()
-    deviation = np.array([math.sqrt(total / (basis.size - 1)) if basis.size > 1 else np.nan], dtype=np.float32)
-    deviation = _rounded(deviation, dtype)
+    total = arrays.by_rows(np, lambda block: ((block - mean) ** 2).sum(axis=-1), basis).sum()
+    deviation = math.sqrt(total / (basis.size - 1)) if basis.size > 1 else math.nan
+    divisor = _rounded(np.array([deviation], dtype=np.float32), dtype)
     with np.errstate(divide="ignore", invalid="ignore"):
-        result: Floats = arrays.by_rows(np, quotient, basis)
+        result: Floats = arrays.by_rows(np, lambda block: _rounded(block / divisor, dtype), basis)
     return result
 
 
