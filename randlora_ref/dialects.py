@@ -123,7 +123,7 @@ class Dialect:
 RULES = {name: get_args(hint) for name, hint in get_type_hints(Dialect).items() if get_origin(hint) is Literal}
 FLOAT32 = "Kaiming uniform (a=√5) over its own deviation, in float32"
 # fmt: off
-_ROWS = (
+DIALECTS: dict[str, Dialect] = {row.name: row for row in (
     Dialect(
         name="paper",
         source="arXiv 2502.00987v2, Eq. 4; what it leaves open is our choice: n, scaling, start and bases",
@@ -178,9 +178,8 @@ _ROWS = (
         stored="A (1, r, in), B (n, out, r), Λ (n, r) named A, Γ (n, in) named B",
         notes="bases of each layer's own; the seed is that of the global generator",
     ),
-)
+)}
 # fmt: on
-DIALECTS: dict[str, Dialect] = {row.name: row for row in _ROWS}
 
 
 def get_dialect(dialect: str | Dialect) -> Dialect:

@@ -3,7 +3,7 @@
 ``project`` and ``project_backward`` are the linear layer, with an adapter or without. A method is a subclass that says
 what it learns and gives ΔW and its pullback: its rows then go through W0 + ΔW. One that knows a way without ΔW goes it
 in ``_step`` and ``_step_back``. Most are a product of two thin matrices: ``LowRank`` goes that way for any
-ΔW = s·L R, and they give the pair and its pullback.
+ΔW = L R, and they give the pair and its pullback.
 """
 
 import copy

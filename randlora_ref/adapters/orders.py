@@ -2,13 +2,13 @@
 
     ΔW = 𝐁 diag(c) K, or its transpose if out < in;    c = s·vec Λ (n·r,),    K (n·r, d): rows A[k, :]∘Γ_j
 
-ΔW and G = ∂L/∂ΔW are never formed. Rows x (T, in) go through the two thin matrices by way of z (T, n·r), and dy
-(T, out) comes back by way of v (T, n·r):
+ΔW and G = ∂L/∂ΔW are never formed. Rows p (T, d) go through K, rows q (T, D) through 𝐁: z = p Kᵀ and v = q 𝐁 (T, n·r).
 
-    out >= in    z = x Kᵀ    x ΔWᵀ = (z∘c) 𝐁ᵀ    v = dy 𝐁     dy ΔW = (v∘c) K     ∂L/∂K = (v∘c)ᵀ x
-    out <  in    z = x 𝐁     x ΔWᵀ = (z∘c) K     v = dy Kᵀ    dy ΔW = (v∘c) 𝐁ᵀ    ∂L/∂K = (z∘c)ᵀ dy
+    out >= in    p = x,  q = dy:    x ΔWᵀ = (z∘c) 𝐁ᵀ    dy ΔW = (v∘c) K
+    out <  in    p = dy, q = x:     x ΔWᵀ = (v∘c) K      dy ΔW = (z∘c) 𝐁ᵀ
 
-and in both ∂L/∂c = Σ_t v∘z, ∂L/∂Γ_j = Σ_k A[k, :]∘(∂L/∂K)_jk. "thin" forms K, as PEFT does; "termwise" does not.
+and in both ∂L/∂K = (v∘c)ᵀ p, ∂L/∂c = Σ_t v∘z, ∂L/∂Γ_j = Σ_k A[k, :]∘(∂L/∂K)_jk. "thin" forms K, as PEFT does;
+"termwise" does not.
 """
 
 from typing import TYPE_CHECKING, Any, Literal
@@ -84,29 +84,27 @@ def gamma_gradient(xp: Any, layer: "RandLoRA", K: Array | None, spread: Array, p
 
 
 def apply(xp: Any, layer: "RandLoRA", order: Order, x: Array, keep: bool) -> tuple[Array, Any]:
-    """x ΔWᵀ (T, out) of x (T, in); the order, z, and K if it is formed and to ``keep``."""
+    """x ΔWᵀ (T, out) of x (T, in); the order, z or v, whichever x has, and K if it is formed and to ``keep``."""
     K, B = layer._K(xp) if order == "thin" else None, layer._B
     if layer.tall:
-        z = project(xp, layer, K, x)  # (T, n·r)
+        z = kept = project(xp, layer, K, x)  # (T, n·r)
         step = layer._times_c(xp, z) @ B.T
     else:
-        z = x @ B
-        step = gather(xp, layer, K, spread(xp, layer, K, layer._times_c(xp, z)))
-    return step, (order, z, K if keep else None)
+        v = kept = x @ B
+        step = gather(xp, layer, K, spread(xp, layer, K, layer._times_c(xp, v)))
+    return step, (order, kept, K if keep else None)
 
 
 def pull_back(
-    xp: Any, layer: "RandLoRA", dy: Array, x: Array, order: Order, z: Array, K: Array | None
+    xp: Any, layer: "RandLoRA", dy: Array, x: Array, order: Order, kept: Array, K: Array | None
 ) -> tuple[Array, tuple[Array, ...]]:
-    """dy ΔW (T, in) of dy (T, out), ∂L/∂Λ (n, r) and ∂L/∂Γ (n, d), with ∂L/∂Λ = s·∂L/∂c."""
+    """dy ΔW (T, in) of dy (T, out), ∂L/∂Λ (n, r) and ∂L/∂Γ (n, d), with ∂L/∂Λ = s·∂L/∂c; ``kept`` is of x."""
     K, B = layer._K(xp) if order == "thin" and K is None else K, layer._B
     if layer.tall:
-        v = dy @ B  # (T, n·r)
-        u, p = spread(xp, layer, K, layer._times_c(xp, v)), x
-        step = gather(xp, layer, K, u)
+        p, z, v = x, kept, dy @ B  # (T, d), (T, n·r), (T, n·r)
     else:
-        v = project(xp, layer, K, dy)
-        u, p = spread(xp, layer, K, layer._times_c(xp, z)), dy
-        step = layer._times_c(xp, v) @ B.T
+        p, z, v = dy, project(xp, layer, K, dy), kept
+    u = spread(xp, layer, K, layer._times_c(xp, v))
+    step = gather(xp, layer, K, u) if layer.tall else layer._times_c(xp, z) @ B.T
     d_c = xp.sum(v * z, axis=0)[:, None]  # (n·r, 1)
     return step, (layer.scaling * layer._terms(xp, d_c)[:, :, 0], gamma_gradient(xp, layer, K, u, p))

@@ -59,13 +59,16 @@ class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
     D: int = field(init=False, repr=False)  # the larger side; ``out`` where ΔW is never transposed
     d: int = field(init=False, repr=False)  # the smaller side; ``in`` where ΔW is never transposed
     tall: bool = field(init=False, repr=False)  # whether ΔW is M, the sum itself (out >= in in most dialects), not Mᵀ
+    _crossed: bool = field(init=False, repr=False)  # the pairing
+    _scrambled: bool = field(init=False, repr=False)  # whether ΔW is M reshaped, and not its transpose alone
     _A: Array = field(init=False, repr=False)  # (r, d), as 𝐁 in the precision of what is learned
     _B: Array = field(init=False, repr=False)  # 𝐁 (D, n·r); a view where B is laid out as draw_bases does
 
     def __post_init__(self) -> None:
         checks.instance("bases", self.bases, Bases)
         vars(self)["dialect"] = get_dialect(self.dialect)
-        known, why = (ORDERS[:1], "; what is reshaped has no other") if self._reshaped else (ORDERS, "")
+        reshaped = self.dialect.orientation == "reshape"
+        known, why = (ORDERS[:1], "; what is reshaped has no other") if reshaped else (ORDERS, "")
         checks.choice("order", self.order, (None, *known), why)
         super().__post_init__()
         scaling = self.dialect.scaling(self.rank, self.n, self.alpha) if self.scaling is None else self.scaling
@@ -122,10 +125,6 @@ class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
         """The number of terms."""
         return int(self.lambda_.shape[0])
 
-    @property
-    def _reshaped(self) -> bool:
-        return bool(self.dialect.orientation == "reshape")
-
     def factors(self) -> Factors:
         """n products (B_j, Λ_j, A, Γ_j), the pairing resolved in B_j (D, r), the scaling left out.
 
@@ -138,13 +137,13 @@ class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
             B, lambda_, gamma = self._B[:, columns], self.lambda_[j, :], self.gamma[j, :]
             products.append((B, lambda_, A, gamma) if self.tall else (gamma, A, lambda_, B.T))
         sum_of_terms = tuple(products)
-        return ((Reshaped(sum_of_terms, self.shape),),) if self._reshaped and self.tall else sum_of_terms
+        return ((Reshaped(sum_of_terms, self.shape),),) if self._scrambled else sum_of_terms
 
     def delta_weight(self) -> Array:
         """ΔW (out, in): M = 𝐁 S, or its transpose (Eq. 4); NLG's ``M.reshape(in, out).T``."""
         xp = checks.namespace(lambda_=self.lambda_)
         S = self._S(xp)  # (n·r, d)
-        if self._reshaped and self.tall:
+        if self._scrambled:
             return xp.reshape(self._B @ S, (self.d, self.D)).T
         return self._B @ S if self.tall else S.T @ self._B.T  # (out, in)
 
@@ -160,7 +159,7 @@ class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
         """
         left, right = (dy, x) if self.tall else (x, dy)  # (T, D), (T, d): leftᵀ right is ∂L/∂M, G or Gᵀ
         s, (T, D), (N, d) = self.scaling, left.shape, (self.n * self.rank, self.d)
-        if self._reshaped and self.tall:
+        if self._scrambled:
             dS = self._B.T @ xp.reshape(x.T @ dy, (D, d))  # Gᵀ (in, out), reshaped back
         elif D * d * (T + N) <= T * N * (D + d):
             dS = self._B.T @ (left.T @ right)  # (n·r, d)
@@ -172,10 +171,6 @@ class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
         return d_lambda, d_gamma
 
     # -- c, K and S, and the order of their rows ----------------------------------------------------------
-
-    @property
-    def _crossed(self) -> bool:
-        return bool(self.dialect.pairing == "crossed")
 
     @property
     def _c(self) -> Array:
@@ -221,10 +216,12 @@ class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
             if arrays.unit_roundoff(checks.precision(name, basis)) < arrays.unit_roundoff(precision):
                 dtype = arrays.dtype_name(basis)
                 raise TypeError(f"{name}: dtype {dtype}; it must be {precision} or narrower, as lambda_ is")
-        (D, d), orientation = sides(self.shape, self.dialect.orientation), self.dialect.orientation
-        own, tall = bases.slice(n, D, d), not is_transposed(self.shape, orientation)
+        orientation, crossed = self.dialect.orientation, self.dialect.pairing == "crossed"
+        (D, d), tall = sides(self.shape, orientation), not is_transposed(self.shape, orientation)
+        own, scrambled = bases.slice(n, D, d), tall and orientation == "reshape"
         A, B = arrays.widen(xp, own.A, precision), arrays.permute(xp, arrays.widen(xp, own.B, precision), (1, 0, 2))
-        vars(self).update(D=D, d=d, tall=tall, _A=A, _B=xp.reshape(B, (D, n * self.rank)))
+        vars(self).update(D=D, d=d, tall=tall, _crossed=crossed, _scrambled=scrambled)
+        vars(self).update(_A=A, _B=xp.reshape(B, (D, n * self.rank)))
         return "A", "B"
 
     def _arrays(self) -> Arrays:
@@ -235,7 +232,7 @@ class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
     # -- the order of contraction -------------------------------------------------------------------------
 
     def _order(self, rows: int, masked: bool, keep_merged: bool) -> Order:
-        if self.order is not None or self._reshaped:
+        if self.order is not None or self.dialect.orientation == "reshape":
             return self.order or "merged"
         costs = contraction_costs(rows, self.D, self.d, self.n, self.rank, masked=masked, keep_merged=keep_merged)
         return min(costs, key=lambda order: costs[order])
