@@ -84,14 +84,14 @@ class RandLoRAa(LowRank, learned=("lambda_", "gamma")):
         return ((tuple(left), tuple(right)),)
 
     def _pair(self, xp: Any) -> tuple[Array, Array]:
-        L = xp.sum(self.B * (self.scaling * self.lambda_)[:, None, :], axis=0)
+        L = xp.sum(self.B * self.lambda_[:, None, :], axis=0)
         R = xp.sum(self.A * self.gamma[:, None, :], axis=0)
         return (R.T, L.T) if is_transposed(self.shape) else (L, R)
 
     def _pull_back_pair(self, xp: Any, dL: Array, dR: Array) -> tuple[Array, ...]:
         if is_transposed(self.shape):
             dL, dR = dR.T, dL.T
-        return xp.sum(self.B * (self.scaling * dL), axis=1), xp.sum(self.A * dR, axis=1)
+        return xp.sum(self.B * dL, axis=1), xp.sum(self.A * dR, axis=1)
 
     def _arrays(self) -> Arrays:
         (D, d), r, n = sides(self.shape), self.rank, terms("lambda_", self.lambda_, self.rank)

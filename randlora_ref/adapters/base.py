@@ -3,7 +3,7 @@
 ``project`` and ``project_backward`` are the linear layer, with an adapter or without. A method is a subclass that says
 what it learns and gives ΔW and its pullback: its rows then go through W0 + ΔW. One that knows a way without ΔW goes it
 in ``_step`` and ``_step_back``. Most are a product of two thin matrices: ``LowRank`` goes that way for any
-ΔW = L R, and they give the pair and its pullback.
+ΔW = s·L R, and they give the pair and its pullback.
 """
 
 import copy
@@ -239,16 +239,21 @@ def merged(adapter: LinearAdapter, weight: Array, mask: Array | None) -> Array:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LowRank(LinearAdapter):
-    """An adapter with ΔW = L R, L (out, r) and R (r, in), of which ΔW itself is formed only to merge.
+    """An adapter with ΔW = s·L R, L (out, r) and R (r, in), of which ΔW itself is formed only to merge.
 
-    With z = x Rᵀ and v = dy L:  x ΔWᵀ = z Lᵀ,  dy ΔW = v R,  ∂L/∂L = dyᵀz,  ∂L/∂R = vᵀx.
+    With z = s·x Rᵀ and v = s·dy L:  x ΔWᵀ = z Lᵀ,  dy ΔW = v R,  ∂L/∂L = dyᵀz,  ∂L/∂R = vᵀx.
     """
 
     rank: int
 
+    @property
+    @abstractmethod
+    def scaling(self) -> float:
+        """s, the number in front of the product."""
+
     @abstractmethod
     def _pair(self, xp: Any) -> tuple[Array, Array]:
-        """L (out, r) and R (r, in); the scaling is in one of them."""
+        """L (out, r) and R (r, in)."""
 
     @abstractmethod
     def _pull_back_pair(self, xp: Any, dL: Array, dR: Array) -> tuple[Array, ...]:
@@ -257,16 +262,16 @@ class LowRank(LinearAdapter):
     def delta_weight(self) -> Array:
         """ΔW (out, in)."""
         L, R = self._pair(arrays.namespace_of("learned", self._like))
-        return L @ R
+        return self.scaling * (L @ R)
 
     def _step(self, xp: Any, x: Array, masked: bool, keep: bool) -> tuple[Array, Any]:
         L, R = self._pair(xp)
-        z = x @ R.T  # (T, r)
+        z = self.scaling * (x @ R.T)  # (T, r)
         return z @ L.T, ("thin", L, R, z)  # (T, out)
 
     def _step_back(self, xp: Any, dy: Array, x: Array, kept: Any) -> tuple[Array, tuple[Array, ...]]:
         _, L, R, z = kept
-        v = dy @ L  # (T, r)
+        v = self.scaling * (dy @ L)  # (T, r)
         return v @ R, self._pull_back_pair(xp, dy.T @ z, v.T @ x)  # (T, in)
 
 

@@ -47,10 +47,10 @@ class LoRA(LowRankByAlpha, learned=("A", "B")):
         return ((self.B, self.A),)
 
     def _pair(self, xp: Any) -> tuple[Array, Array]:
-        return self.scaling * self.B, self.A
+        return self.B, self.A
 
     def _pull_back_pair(self, xp: Any, dL: Array, dR: Array) -> tuple[Array, ...]:
-        return dR, self.scaling * dL
+        return dR, dL
 
     def _arrays(self) -> Arrays:
         (out_features, in_features), r = self.shape, self.rank

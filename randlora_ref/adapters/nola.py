@@ -63,11 +63,11 @@ class NoLA(LowRankByAlpha, learned=("c0", "c1")):
         return ((mix(self.B, self.c0), mix(self.A, self.c1)),)
 
     def _pair(self, xp: Any) -> tuple[Array, Array]:
-        return self._mix(xp, self.scaling * self.c0, self.B), self._mix(xp, self.c1, self.A)
+        return self._mix(xp, self.c0, self.B), self._mix(xp, self.c1, self.A)
 
     def _pull_back_pair(self, xp: Any, dL: Array, dR: Array) -> tuple[Array, ...]:
-        """∂L/∂c0[b] = s·⟨∂L/∂L, B_b⟩ and ∂L/∂c1[b] = ⟨∂L/∂R, A_b⟩."""
-        pairs = ((self.B, self.scaling * dL), (self.A, dR))
+        """∂L/∂c0[b] = ⟨∂L/∂L, B_b⟩ and ∂L/∂c1[b] = ⟨∂L/∂R, A_b⟩."""
+        pairs = ((self.B, dL), (self.A, dR))
         return tuple(xp.reshape(bases, (bases.shape[0], -1)) @ xp.reshape(d, (-1,)) for bases, d in pairs)
 
     @staticmethod
