@@ -32,7 +32,7 @@ class Cache(NamedTuple):
     has_bias: bool
     dropout_mask: Array | None
     inner: Any
-    adapter: "LinearAdapter | None"
+    adapter: "LinearAdapter | None" = None
 
 
 class LinearGrads(NamedTuple):
