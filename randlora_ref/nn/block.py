@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import arrays, checks
-from ..adapters.base import LinearAdapter as Adapter
-from ..adapters.base import project_backward
+from ..adapters import Adapter, base
 from .activation import KINDS
 from .attention import attend, attend_backward, check_mask
 from .linear import project
@@ -134,7 +133,7 @@ def block_backward(dy: Array, cache: Any, *, weight_grad: bool = False) -> tuple
     xp = checks.cotangent("dy", dy, tuple(caches["norm1"][0].shape), caches["norm1"][0])
 
     def pull_back(role: str, dy: Array) -> Array:
-        backward = apply_norm_backward if role in NORMS else project_backward
+        backward = apply_norm_backward if role in NORMS else base.project_backward
         dx, grads[role] = backward(xp, dy, caches[role], weight_grad)
         return dx
 

@@ -3,9 +3,7 @@
 from typing import Any
 
 from .. import checks
-from ..adapters import base
-from ..adapters.base import Cache
-from ..adapters.base import LinearAdapter as Adapter
+from ..adapters import Adapter, Cache, base
 
 Array = Any
 
