@@ -62,7 +62,7 @@ class RandLoRAa(LowRank, learned=("lambda_", "gamma")):
         (D, d), n = sides(shape), checks.integer("terms", number_of_terms(shape, rank) if terms is None else terms)
         size: dict[str, Any] = {"out_features": out_features, "in_features": in_features, "rank": rank}
         A, B = arrays.swap_last(make.stack(n, d, rank, stream=1)), make.stack(n, D, rank, stream=2)
-        lambda_, gamma = make.zeros(n, rank), make.full(1 / d, n, d)
+        lambda_, gamma = make.full(0, n, rank), make.full(1 / d, n, d)
         return cls(**size, A=A, B=B, lambda_=lambda_, gamma=gamma, scale=scale)
 
     @property

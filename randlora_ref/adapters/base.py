@@ -322,15 +322,10 @@ class Maker:
         wide = "float64" if dtype == "float64" else "float32"  # what bases are drawn in
         self.wide: dict[str, Any] = {"dtype": wide, "xp": xp, "device": device}
 
-    def zeros(self, *shape: int) -> Array:
-        """Zeros of ``shape``."""
-        checks.room("shape", *shape)
-        return self.xp.zeros(shape, **self.options)
-
     def full(self, value: float, *shape: int) -> Array:
         """``value`` in every entry of ``shape``."""
         checks.room("shape", *shape)
-        return self.xp.full(shape, value, **self.options)
+        return self.xp.full(shape, value, **self.options) if value else self.xp.zeros(shape, **self.options)
 
     def uniform(self, rows: int, columns: int, bound: float = math.sqrt(3), *, stream: int = 1) -> Array:
         """(rows, columns), uniform on ±bound: entry [i, k] is word i·columns + k of Philox stream ``stream`` >= 1.

@@ -25,7 +25,7 @@ class FullFineTuning(LinearAdapter, learned=("delta",)):
     def start(cls, out_features: int, in_features: int, **made: Unpack[Made]) -> Self:
         """An adapter as training starts: ΔW = 0. Nothing is random, and there is no rank."""
         checks.sizes(out_features, in_features)
-        delta = Maker(**made).zeros(out_features, in_features)
+        delta = Maker(**made).full(0, out_features, in_features)
         return cls(out_features=out_features, in_features=in_features, delta=delta)
 
     def delta_weight(self) -> Array:

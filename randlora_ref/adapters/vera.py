@@ -68,7 +68,7 @@ class VeRA(LinearAdapter, learned=("lambda_b", "lambda_d")):
         made["xp"], made["device"] = checks.namespace(A=A, B=B), arrays.device_of(A)
         make = Maker(seed, **made)
         size: dict[str, Any] = {"out_features": out_features, "in_features": in_features, "rank": rank}
-        return cls(**size, A=A, B=B, lambda_b=make.zeros(out_features), lambda_d=make.full(d_initial, rank))
+        return cls(**size, A=A, B=B, lambda_b=make.full(0, out_features), lambda_d=make.full(d_initial, rank))
 
     @property
     def _own(self) -> tuple[Array, Array]:
