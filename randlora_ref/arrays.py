@@ -92,9 +92,8 @@ vars(_short).update(maxlevel=2, maxdict=3, maxtuple=3, maxlist=3, maxstring=60, 
 
 def brief(value: Any) -> str:
     """The ``repr`` of a dataclass that holds arrays: each field that is not at its default, in a few words."""
-    held = {one.name: getattr(value, one.name) for one in fields(value) if one.repr}
-    defaults = {one.name: one.default for one in fields(value)}
-    shown = [f"{name}={_short.repr(x)}" for name, x in held.items() if x is not defaults[name]]
+    held = [(one, getattr(value, one.name)) for one in fields(value) if one.repr]
+    shown = [f"{one.name}={_short.repr(x)}" for one, x in held if x is not one.default]
     return f"{type(value).__name__}({', '.join(shown)})"
 
 

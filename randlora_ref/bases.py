@@ -12,14 +12,14 @@ import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
 from . import arrays, checks
 from .dialects import Dialect, get_dialect
-from .prng import WORDS_AT_A_TIME as WORDS_AT_A_TIME
-from .prng import philox_words
+from .prng import WORDS_AT_A_TIME, philox_words
 from .spec import sides
 from .torch_bases import draw
 
@@ -40,8 +40,8 @@ class Bases:
         checks.namespace(A=self.A, B=self.B)
         for name, basis, axes in (("A", self.A, ("r", "d")), ("B", self.B, ("n", "D", "r"))):
             checks.precision(name, basis)
-            if basis.ndim != len(axes) or 0 in basis.shape:
-                raise ValueError(f"{name}: shape {tuple(basis.shape)}; it must be ({', '.join(axes)}), none of them 0")
+            well = basis.ndim == len(axes) and 0 not in basis.shape
+            checks.shaped(well, name, basis, f"({', '.join(axes)}), none of them 0")
         if self.A.shape[0] != self.B.shape[2]:
             raise ValueError(f"B: rank {self.B.shape[2]} (last axis); it must be A's, {self.A.shape[0]} (first axis)")
 
@@ -96,11 +96,7 @@ def draw_bases(
     """
     dialect, seed, rank = get_dialect(dialect), checks.seed(seed), checks.integer("rank", rank)
     checks.library(xp)
-    shapes = (
-        checks.layer_shapes(shapes)
-        if not isinstance(shapes, Sequence) or len(shapes) or dialect.counted_side == "d"
-        else []
-    )
+    shapes = checks.layer_shapes(shapes, 0 if dialect.counted_side == "context" else 1)
     D, d = largest_shape(shapes, dialect, context)
     n = max(dialect.terms(shape, rank, context=context) for shape in [(D, d), *shapes])
     checks.choice("dtype", dtype, ("float32", "float64"))
@@ -112,15 +108,8 @@ def draw_bases(
         A, B = (arrays.from_numpy(xp, part.astype(dtype, copy=False), device) for part in drawn)
     else:
         checks.choice("draw_dtype", draw_dtype, (None,), "; these are drawn in dtype")
-        A = tile(0, 0, d, seed=seed, rank=rank, kind=kind, D_max=D, dtype=dtype, xp=xp, device=device)
-        B = xp.empty((D, n, rank), dtype=getattr(xp, dtype), **arrays.on(device, xp))
-        streams = xp.arange(1, n + 1, dtype=xp.uint64, **arrays.on(device, xp))[:, None]
-        step = max(1, (WORDS_AT_A_TIME if xp is np else WORDS_AT_A_CALL) // (n * rank))
-        for first in range(0, D, step):
-            last = min(D, first + step)
-            words = philox_words(seed, streams, first * rank, last * rank, xp, device)  # (n, (last − first)·r)
-            rows = xp.reshape(_entries(xp, words, kind, D, dtype), (n, last - first, rank))
-            B[first:last, :, :] = arrays.permute(xp, rows, (1, 0, 2))
+        rows = partial(_rows, xp, device, seed, rank, kind, D, dtype)
+        A, B = rows(range(1), range(d))[:, 0, :].T, rows(range(1, n + 1), range(D))
     return Bases(A, arrays.permute(xp, B, (1, 0, 2)))
 
 
@@ -147,9 +136,25 @@ def tile(
     last = checks.integer("last", last, first)
     checks.index_range(term=(np.asarray(min(term, 2**62)), 2**32, None))
     checks.room("last", last - first, rank, itemsize=8)
-    words = philox_words(checks.seed(seed), term, first * rank, last * rank, xp, device)
-    rows = xp.reshape(_entries(xp, words, kind, D_max, dtype), (last - first, rank))
+    terms, places = range(term, term + 1), range(first, last)
+    rows = _rows(xp, device, checks.seed(seed), rank, kind, D_max, dtype, terms, places)[:, 0, :]
     return rows.T if term == 0 else rows
+
+
+def _rows(
+    xp: Any, device: Any, seed: int, r: int, kind: Kind, D_max: int | None, dtype: str, terms: range, rows: range
+) -> Array:
+    """``rows`` (columns of A) of every one of ``terms``, (rows, terms, r), drawn some at a time."""
+    n, where = len(terms), arrays.on(device, xp)
+    result = xp.empty((len(rows), n, r), dtype=getattr(xp, dtype), **where)
+    streams = terms.start if n == 1 else xp.arange(terms.start, terms.stop, dtype=xp.uint64, **where)[:, None]
+    step = max(1, (WORDS_AT_A_TIME if xp is np else WORDS_AT_A_CALL) // (n * r))
+    for first in range(0, len(rows), step):
+        part = rows[first : first + step]
+        words = philox_words(seed, streams, part.start * r, part.stop * r, xp, device)  # (n, part·r)
+        drawn = xp.reshape(_entries(xp, words, kind, D_max, dtype), (n, len(part), r))
+        result[first : first + len(part), :, :] = arrays.permute(xp, drawn, (1, 0, 2))
+    return result
 
 
 def _entries(xp: Any, words: Array, kind: Kind, D_max: int | None, dtype: str) -> Array:

@@ -101,8 +101,13 @@ def shape(name: str, x: Array, expected: tuple[int, ...]) -> None:
     """A ValueError naming the argument whose shape is not ``expected``; a TypeError for None."""
     if x is None:
         raise TypeError(f"{name}: None; it must be an array of shape {expected}")
-    if tuple(x.shape) != expected:
-        raise ValueError(f"{name}: shape {tuple(x.shape)}; it must be {expected}")
+    shaped(tuple(x.shape) == expected, name, x, expected)
+
+
+def shaped(well: bool, name: str, x: Array, wanted: Any) -> None:
+    """A ValueError that names the argument, its shape and the ``wanted`` one, unless it is ``well``."""
+    if not well:
+        raise ValueError(f"{name}: shape {tuple(x.shape)}; it must be {wanted}")
 
 
 def kept(cache: Any, parts: int, name: str = "cache") -> Any:
@@ -121,8 +126,7 @@ def cotangent(name: str, dy: Array, expected: tuple[int, ...], cache: Array) -> 
 
 def last_axis(name: str, x: Array) -> int:
     """The length of the last axis. A ValueError if there is none, or if it is empty."""
-    if x.ndim < 1 or x.shape[-1] == 0:
-        raise ValueError(f"{name}: shape {tuple(x.shape)}; it must be (…, k) with k >= 1")
+    shaped(x.ndim > 0 and x.shape[-1] > 0, name, x, "(…, k) with k >= 1")
     return int(x.shape[-1])
 
 
@@ -150,8 +154,7 @@ def linear(size: tuple[int, int], *, half: bool = False, x: Array, weight: Array
     ``beside``: ``bias``, ``dropout_mask`` and the adapter's array ``adapter``, or None.
     """
     xp = floats(half=half, adapter=beside.pop("adapter", None), x=x, weight=weight, **beside)
-    if x.ndim < 1 or x.shape[-1] != size[1]:
-        raise ValueError(f"x: shape {tuple(x.shape)}; it must be (…, {size[1]}), in_features last")
+    shaped(x.ndim > 0 and x.shape[-1] == size[1], "x", x, f"(…, {size[1]}), in_features last")
     expected = {"weight": size, "bias": size[:1], "dropout_mask": tuple(x.shape)}
     for name, array in {"weight": weight, **beside}.items():
         if array is not None:
@@ -302,9 +305,9 @@ def layer_shape(value: Any) -> tuple[int, int]:
     return int(value[0]), int(value[1])
 
 
-def layer_shapes(values: Any) -> list[tuple[int, int]]:
-    """``values`` as a list of (out, in), at least one. A ValueError for anything else."""
-    if not isinstance(values, Sequence) or len(values) == 0:
+def layer_shapes(values: Any, least: int = 1) -> list[tuple[int, int]]:
+    """``values`` as a list of (out, in), of ``least`` or more. A ValueError for anything else."""
+    if not isinstance(values, Sequence) or len(values) < least:
         raise ValueError(f"shapes: {values!r}; it must list the (out, in) of every adapted layer")
     return [layer_shape(value) for value in values]
 

@@ -110,10 +110,8 @@ class Dialect:
         """The constants that fill Λ and Γ before the first step."""
         rank, n = checks.integers_of(rank=rank, n=n)
         d = sides(checks.layer_shape(shape), self.orientation)[1]
-        divisors = {"1": 1, "1/d": d, "1/n": n, "1/max(n, d)": max(n, d), "1/max(n, r)": max(n, rank)}
-        values = {"0": 0.0, "1/max(out, in)": 1 / max(shape)} | {
-            rule: 1 / divisor for rule, divisor in divisors.items()
-        }
+        values = {"0": 0.0, "1": 1.0, "1/d": 1 / d, "1/n": 1 / n, "1/max(n, d)": 1 / max(n, d)}
+        values |= {"1/max(n, r)": 1 / max(n, rank), "1/max(out, in)": 1 / max(shape)}
         return values[self.lambda_start], values[self.gamma_start]
 
     def num_parameters(self, shape: tuple[int, int], rank: int, *, context: int | None = None) -> int:
@@ -125,7 +123,7 @@ class Dialect:
 RULES = {name: get_args(hint) for name, hint in get_type_hints(Dialect).items() if get_origin(hint) is Literal}
 FLOAT32 = "Kaiming uniform (a=√5) over its own deviation, in float32"
 # fmt: off
-_ROWS = (
+DIALECTS: dict[str, Dialect] = {row.name: row for row in (
     Dialect(
         name="paper",
         source="arXiv 2502.00987v2, Eq. 4; what it leaves open is our choice: n, scaling, start and bases",
@@ -180,9 +178,8 @@ _ROWS = (
         stored="A (1, r, in), B (n, out, r), Λ (n, r) named A, Γ (n, in) named B",
         notes="bases of each layer's own; the seed is that of the global generator",
     ),
-)
+)}
 # fmt: on
-DIALECTS: dict[str, Dialect] = {row.name: row for row in _ROWS}
 
 
 def get_dialect(dialect: str | Dialect) -> Dialect:

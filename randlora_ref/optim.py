@@ -31,12 +31,9 @@ def sgd(
     checks.instance("state", state, State)
     _check(values, grads, **{"state.first": state.first} if state.step else {})
     lr, momentum, decay = _rates(lr=lr, momentum=momentum, weight_decay=weight_decay)
-    result, first = {}, {}
-    for key, theta in values.items():
-        g = grads[key] + decay * theta
-        v = first[key] = momentum * state.first[key] + g if state.step else g
-        result[key] = theta - lr * v
-    return result, State(state.step + 1, first, {})
+    g = {key: grads[key] + decay * theta for key, theta in values.items()}
+    v = {key: momentum * state.first[key] + g[key] for key in g} if state.step else g
+    return {key: theta - lr * v[key] for key, theta in values.items()}, State(state.step + 1, v, {})
 
 
 def adamw(

@@ -45,27 +45,20 @@ def philox_words(seed: int, stream: int | Array, start: int, stop: int, xp: Any 
     """
     first, last = start // 4, -(-stop // 4)
     block = xp.arange(first, last, dtype=xp.uint64, **arrays.on(device, xp))
-    counter = (block & MASK32, block >> 32, 0 * block + stream, 0 * block)
+    zero = 0 * block
+    counter = (block & MASK32, block >> 32, zero + stream, zero)
     words = xp.stack(philox4x32(counter, (seed & MASK32, seed >> 32)), axis=-1)
     return xp.reshape(words, (*words.shape[:-2], 4 * (last - first)))[..., start - 4 * first : stop - 4 * first]
 
 
-def mt19937(seed: int) -> np.random.MT19937:
-    """MT19937 as ``init_genrand`` seeds it from the low 32 bits of ``seed``: torch's CPU generator.
+def mt19937(seed: int) -> np.random.RandomState:
+    """MT19937 as ``init_genrand`` seeds it from the low 32 bits of ``seed``: torch's CPU generator, NumPy's of old.
 
     Its raw 32-bit words are those of ``torch.Generator().manual_seed(seed)``.
     """
-    key = np.empty(624, dtype=np.uint32)
-    word = seed & MASK32
-    for i in range(624):
-        key[i] = word
-        word = (1812433253 * (word ^ (word >> 30)) + i + 1) & MASK32
-    generator = np.random.MT19937(0)
-    generator.state = {"bit_generator": "MT19937", "state": {"key": key, "pos": 624}}
-    return generator
+    return np.random.RandomState(seed & MASK32)
 
 
-def mt19937_words(generator: np.random.MT19937, count: int) -> np.ndarray[Any, np.dtype[np.uint32]]:
-    """The next ``count`` raw words of ``generator``, as uint32."""
-    # Drawn over the full range, NumPy's bounded integers are the raw words, at half the memory of random_raw.
-    return np.random.Generator(generator).integers(0, 2**32, size=count, dtype=np.uint32)
+def mt19937_words(generator: np.random.RandomState, count: int) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    """The next ``count`` raw words of ``generator``, as uint32: its integers over the full range."""
+    return generator.randint(0, 2**32, size=count, dtype=np.uint32)

@@ -12,8 +12,7 @@ github.com/PaulAlbert31/KRAdapter at ea88a71.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +21,6 @@ from . import arrays, checks
 from .prng import WORDS_AT_A_TIME, mt19937, mt19937_words
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
-Draw = Callable[[np.random.MT19937, Floats], None]  # into a basis (rows, terms, columns)
 
 
 class Rule(NamedTuple):
@@ -61,17 +59,17 @@ def draw(
     A, B = np.empty((rank, 1, d), dtype=np.float32), np.empty((D, n, rank), dtype=np.float32)
     order = [(A, rank * d if rule.whole else d), (B, D * rank if rule.whole else rank)]
     for basis, fan_in in reversed(order) if rule.B_first else order:
-        fill: Draw = partial(_ternary, q=3.0 if kind == "sparse" else math.sqrt(min(D, d)))
         if kind == "dense":
-            fill = partial(_dense, fan_in=fan_in, dtype=dtype)
+            _dense(words, basis, fan_in, dtype)
         elif kind == "normal":
-            fill = partial(_normal, fan_in=fan_in)
-        fill(words, basis)
+            _normal(words, basis, fan_in)
+        else:
+            _ternary(words, basis, 3.0 if kind == "sparse" else math.sqrt(min(D, d)))
     A, B = (_normalised(basis, dtype if kind == "dense" else "float32") for basis in (A, B))
     return A[:, 0, :], B
 
 
-def _dense(generator: np.random.MT19937, basis: Floats, *, fan_in: int, dtype: str) -> None:
+def _dense(generator: np.random.RandomState, basis: Floats, fan_in: int, dtype: str) -> None:
     """u·2b − b is exact in float64; torch rounds it to float32 (a fused multiply-add), then to ``dtype``, where what
     rounds up to the excluded bound b becomes −b.
     """
@@ -84,7 +82,7 @@ def _dense(generator: np.random.MT19937, basis: Floats, *, fan_in: int, dtype: s
         block[...] = drawn
 
 
-def _ternary(generator: np.random.MT19937, basis: Floats, *, q: float) -> None:
+def _ternary(generator: np.random.RandomState, basis: Floats, q: float) -> None:
     """In memory order."""
     low, high = np.float32(1 / (2 * q)), np.float32(1 - 1 / (2 * q))
     for block, words in _blocks(generator, basis.reshape(len(basis), 1, -1)):
@@ -92,7 +90,7 @@ def _ternary(generator: np.random.MT19937, basis: Floats, *, q: float) -> None:
         block[...] = (u > high).astype(np.int8) - (u < low)
 
 
-def _normal(generator: np.random.MT19937, basis: Floats, *, fan_in: int) -> None:
+def _normal(generator: np.random.RandomState, basis: Floats, fan_in: int) -> None:
     """√(2/fan_in)·√(−2 log(1 − u))·(cos, sin)(2πv), each term in runs of 16 numbers: 8 u, then 8 v.
 
     Where 16 does not divide a term's size, its last 16 are drawn again.
@@ -116,7 +114,7 @@ def _box_muller(words: Any) -> Any:
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
 
 
-def _blocks(generator: np.random.MT19937, basis: Floats) -> Iterator[tuple[Floats, Any]]:
+def _blocks(generator: np.random.RandomState, basis: Floats) -> Iterator[tuple[Floats, Any]]:
     """Views of ``basis`` (rows, terms, columns), term by term, some rows at a time, each with its words mod 2²⁴."""
     step = max(1, WORDS_AT_A_TIME // basis.shape[2])
     for term in range(basis.shape[1]):
@@ -131,18 +129,11 @@ def _normalised(basis: Floats, dtype: str) -> Floats:
     NaN where the deviation is none (a single draw) or 0 (zeros alone), as in PEFT.
     """
     mean = basis.mean(dtype=np.float64)
-
-    def squares(block: Floats) -> Any:
-        return ((block - mean) ** 2).sum(axis=-1)
-
-    def quotient(block: Floats) -> Floats:
-        return _rounded(block / deviation, dtype)
-
-    total = arrays.by_rows(np, squares, basis).sum()
-    deviation = np.array([math.sqrt(total / (basis.size - 1)) if basis.size > 1 else np.nan], dtype=np.float32)
-    deviation = _rounded(deviation, dtype)
+    total = arrays.by_rows(np, lambda block: ((block - mean) ** 2).sum(axis=-1), basis).sum()
+    deviation = math.sqrt(total / (basis.size - 1)) if basis.size > 1 else math.nan
+    divisor = _rounded(np.array([deviation], dtype=np.float32), dtype)
     with np.errstate(divide="ignore", invalid="ignore"):
-        result: Floats = arrays.by_rows(np, quotient, basis)
+        result: Floats = arrays.by_rows(np, lambda block: _rounded(block / divisor, dtype), basis)
     return result
 
 

@@ -15,11 +15,9 @@ from typing import Any, Self, Unpack
 
 from .. import arrays, checks
 from ..dialects import Dialect, get_dialect
-from ..spec import number_of_terms, sides
-from .base import Arrays, Factors, LowRank, Made, Maker, terms
+from ..spec import is_transposed, number_of_terms, sides
+from .base import Array, Arrays, Factors, LowRank, Made, Maker, terms
 from .randlora import RandLoRA
-
-Array = Any
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -64,7 +62,7 @@ class RandLoRAa(LowRank, learned=("lambda_", "gamma")):
         (D, d), n = sides(shape), checks.integer("terms", number_of_terms(shape, rank) if terms is None else terms)
         size: dict[str, Any] = {"out_features": out_features, "in_features": in_features, "rank": rank}
         A, B = arrays.swap_last(make.stack(n, d, rank, stream=1)), make.stack(n, D, rank, stream=2)
-        lambda_, gamma = make.zeros(n, rank), make.full(1 / d, n, d)
+        lambda_, gamma = make.full(0, n, rank), make.full(1 / d, n, d)
         return cls(**size, A=A, B=B, lambda_=lambda_, gamma=gamma, scale=scale)
 
     @property
@@ -77,26 +75,21 @@ class RandLoRAa(LowRank, learned=("lambda_", "gamma")):
         """s, the number in front of the product: ``scale``, or 2/n."""
         return 2 / self.n if self.scale is None else float(self.scale)
 
-    @property
-    def _tall(self) -> bool:
-        return self.shape[0] >= self.shape[1]
-
     def factors(self) -> Factors:
         """One product of two sums, of (B_i, Λ_i) and of (A_i, Γ_i), or both transposed and turned round if out < in."""
-        terms = range(self.n)
-        if self._tall:
-            left = tuple((self.B[i, :, :], self.lambda_[i, :]) for i in terms)
-            return ((left, tuple((self.A[i, :, :], self.gamma[i, :]) for i in terms)),)
-        left = tuple((self.gamma[i, :], self.A[i, :, :].T) for i in terms)
-        return ((left, tuple((self.lambda_[i, :], self.B[i, :, :].T) for i in terms)),)
+        left = [(self.B[i, :, :], self.lambda_[i, :]) for i in range(self.n)]
+        right = [(self.A[i, :, :], self.gamma[i, :]) for i in range(self.n)]
+        if is_transposed(self.shape):
+            left, right = ([(diagonal, M.T) for M, diagonal in side] for side in (right, left))
+        return ((tuple(left), tuple(right)),)
 
     def _pair(self, xp: Any) -> tuple[Array, Array]:
         L = xp.sum(self.B * self.lambda_[:, None, :], axis=0)
         R = xp.sum(self.A * self.gamma[:, None, :], axis=0)
-        return (L, R) if self._tall else (R.T, L.T)
+        return (R.T, L.T) if is_transposed(self.shape) else (L, R)
 
     def _pull_back_pair(self, xp: Any, dL: Array, dR: Array) -> tuple[Array, ...]:
-        if not self._tall:
+        if is_transposed(self.shape):
             dL, dR = dR.T, dL.T
         return xp.sum(self.B * dL, axis=1), xp.sum(self.A * dR, axis=1)
 

@@ -1,8 +1,9 @@
-"""What the adapters do alike: the base path, dropout, bias, merging, counting, checks, random draws.
+"""What the adapters do alike: the layer itself, dropout, bias, merging, counting, checks, random draws.
 
-A method says what it learns, how rows go through ΔW, and how a cotangent comes back: ``_apply`` and ``_pull_back``.
-``MergedAdapter`` does both steps through the merged weight, for a method that gives ΔW and its pullback alone. Most are
-a product of two thin matrices: ``LowRank`` does both for any ΔW = s·L R, and they give the pair and its pullback.
+``project`` and ``project_backward`` are the linear layer, with an adapter or without. A method is a subclass that says
+what it learns and gives ΔW and its pullback: its rows then go through W0 + ΔW. One that knows a way without ΔW goes it
+in ``_step`` and ``_step_back``. Most are a product of two thin matrices: ``LowRank`` goes that way for any
+ΔW = s·L R, and they give the pair and its pullback.
 """
 
 import copy
@@ -16,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple, Self, TypedDict
 import numpy as np
 
 from .. import arrays, checks
-from ..bases import WORDS_AT_A_TIME, tile
+from ..bases import tile
 
 Array = Any
 Factors = tuple[tuple[Any, ...], ...]
@@ -24,13 +25,21 @@ Arrays = dict[str, tuple[Array, tuple[int, ...]]]  # arrays by name, and the sha
 
 
 class Cache(NamedTuple):
-    """What backward needs of forward. ``inner`` is what the method keeps of its own."""
+    """What backward needs of forward. ``inner``: the adapter's order of contraction with what it keeps."""
 
     x: Array
     weight: Array
     has_bias: bool
     dropout_mask: Array | None
     inner: Any
+    adapter: "LinearAdapter | None" = None
+
+
+class LinearGrads(NamedTuple):
+    """Gradients of the weight and the bias of a layer without adapter; None where not asked for, or where none is."""
+
+    weight: Array | None
+    bias: Array | None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -83,15 +92,7 @@ class LinearAdapter(ABC):
         """
         given = {"x": x, "weight": weight, "bias": bias, "dropout_mask": dropout_mask}
         xp = checks.linear(self.shape, half=True, adapter=self._like, **given)
-        rows = arrays.as_rows(xp, x)
-        if dropout_mask is None:
-            y, inner = self._apply(xp, rows, weight, keep_merged)
-        else:
-            step, inner = self._apply(xp, rows * arrays.as_rows(xp, dropout_mask), None, keep_merged)
-            y = rows @ weight.T + step
-        if bias is not None:
-            y = y + bias
-        return xp.reshape(y, (*x.shape[:-1], self.shape[0])), Cache(x, weight, bias is not None, dropout_mask, inner)
+        return project(xp, x, weight, bias, self, dropout_mask, keep_merged)
 
     def backward(self, dy: Array, cache: Cache, *, weight_grad: bool = False) -> tuple[Array, Any]:
         """∂L/∂x (…, in) and the gradients of ∂L/∂y = ``dy`` (…, out); that of W0 if ``weight_grad``.
@@ -103,16 +104,7 @@ class LinearAdapter(ABC):
         checks.instance("cache", cache, Cache)
         xp = checks.floats(half=True, adapter=self._like, cache=cache.x, dy=dy)
         checks.shape("dy", dy, (*cache.x.shape[:-1], self.shape[0]))
-        rows, dy_rows = arrays.as_rows(xp, cache.x), arrays.as_rows(xp, dy)
-        if cache.dropout_mask is None:
-            dx, learned = self._pull_back(xp, dy_rows, rows, cache.weight, cache.inner)
-        else:
-            mask = arrays.as_rows(xp, cache.dropout_mask)
-            step, learned = self._pull_back(xp, dy_rows, rows * mask, None, cache.inner)
-            dx = dy_rows @ cache.weight + step * mask
-        d_weight = dy_rows.T @ rows if weight_grad else None
-        d_bias = xp.sum(dy_rows, axis=0) if cache.has_bias else None
-        return xp.reshape(dx, tuple(cache.x.shape)), self.GRADS(*learned, d_weight, d_bias)
+        return project_backward(xp, dy, cache._replace(adapter=self), weight_grad)
 
     def merge(self, weight: Array) -> Array:
         """W0 + ΔW, of the shape of ``weight`` (out, in) and in its precision, which may be lower than the adapter's.
@@ -164,15 +156,19 @@ class LinearAdapter(ABC):
     def factors(self) -> Factors:
         """ΔW without its scaling as a sum of products; in a product, a vector is a diagonal factor."""
 
-    # -- the pieces of a method ---------------------------------------------------------------------------
+    # -- what a method gives for the way of rows through ΔW -----------------------------------------------
 
-    @abstractmethod
-    def _apply(self, xp: Any, x: Array, weight: Array | None, keep_merged: bool) -> tuple[Array, Any]:
-        """y = x (W0 + ΔW)ᵀ of rows x (T, in), or x ΔWᵀ where ``weight`` is None, and what ``_pull_back`` needs."""
+    def _pull_back_delta(self, xp: Any, dy: Array, x: Array) -> tuple[Array, ...]:
+        """The gradients of the learned values from G = ∂L/∂ΔW = dyᵀ x (out, in)."""
+        raise NotImplementedError
 
-    @abstractmethod
-    def _pull_back(self, xp: Any, dy: Array, x: Array, weight: Array | None, inner: Any) -> tuple[Array, Any]:
-        """∂L/∂x = dy (W0 + ΔW) of dy (T, out), or dy ΔW, and the gradients of the learned values."""
+    def _step(self, xp: Any, x: Array, masked: bool, keep: bool) -> tuple[Array, Any] | None:
+        """x ΔWᵀ (T, out) of rows x (T, in) without ΔW, and the way's name with what it keeps; None: ΔW is formed."""
+        return None
+
+    def _step_back(self, xp: Any, dy: Array, x: Array, kept: Any) -> tuple[Array, tuple[Array, ...]]:
+        """dy ΔW (T, in) of rows dy (T, out) the same way, and the gradients of the learned values."""
+        raise NotImplementedError
 
     # -- checks -------------------------------------------------------------------------------------------
 
@@ -198,25 +194,47 @@ class LinearAdapter(ABC):
         checks.finite(xp, why=self.WHY, **read)
 
 
-class MergedAdapter(LinearAdapter):
-    """An adapter whose rows go through M = W0 + ΔW, formed whole; it gives ΔW and its pullback alone."""
+def project(
+    xp: Any, x: Array, weight: Array, bias: Array | None, adapter: LinearAdapter | None, mask: Array | None, keep: bool
+) -> tuple[Array, Cache]:
+    """y (…, out) = x W0ᵀ + (x∘m) ΔWᵀ + b of x (…, in); without an adapter there is no ΔW."""
+    rows, inner = arrays.as_rows(xp, x), None  # (T, in)
+    masked = rows if mask is None else rows * arrays.as_rows(xp, mask)
+    if adapter is None:
+        y = rows @ weight.T  # (T, out)
+    elif (thin := adapter._step(xp, masked, mask is not None, keep)) is not None:
+        y, inner = rows @ weight.T + thin[0], thin[1]
+    else:
+        M = merged(adapter, weight, mask)
+        y, inner = masked @ M.T, ("merged", M if keep else None)
+        y = y if mask is None else rows @ weight.T + y
+    y = xp.reshape(y if bias is None else y + bias, (*x.shape[:-1], weight.shape[0]))
+    return y, Cache(x, weight, bias is not None, mask, inner, adapter)
 
-    def _apply(self, xp: Any, x: Array, weight: Array | None, keep_merged: bool) -> tuple[Array, Any]:
-        M = self._merged(xp, weight)  # (out, in)
-        return x @ M.T, M if keep_merged else None  # (T, out)
 
-    def _pull_back(self, xp: Any, dy: Array, x: Array, weight: Array | None, inner: Any) -> tuple[Array, Any]:
-        M = self._merged(xp, weight) if inner is None else inner  # (out, in)
-        return dy @ M, self._pull_back_delta(xp, dy, x)  # (T, in)
+def project_backward(xp: Any, dy: Array, cache: Cache, weight_grad: bool) -> tuple[Array, Any]:
+    """∂L/∂x (…, in), the adapter's gradients, ∂L/∂W0 = Σ_t dy_t x_tᵀ and ∂L/∂b = Σ_t dy_t over all rows t."""
+    x, weight, has_bias, mask, inner, adapter = cache
+    rows, dy = arrays.as_rows(xp, x), arrays.as_rows(xp, dy)
+    d_weight = dy.T @ rows if weight_grad else None
+    d_bias = xp.sum(dy, axis=0) if has_bias else None
+    if adapter is None:
+        return xp.reshape(dy @ weight, tuple(x.shape)), LinearGrads(d_weight, d_bias)
+    mask = None if mask is None else arrays.as_rows(xp, mask)
+    masked = rows if mask is None else rows * mask
+    if inner[0] == "merged":
+        M = merged(adapter, weight, mask) if inner[1] is None else inner[1]
+        dx, learned = dy @ M, adapter._pull_back_delta(xp, dy, masked)  # (T, in)
+    else:
+        dx, learned = adapter._step_back(xp, dy, masked, inner)
+    dx = dx if mask is None else dx * mask
+    dx = dx if inner[0] == "merged" and mask is None else dy @ weight + dx
+    return xp.reshape(dx, tuple(x.shape)), adapter.GRADS(*learned, d_weight, d_bias)
 
-    def _merged(self, xp: Any, weight: Array | None) -> Array:
-        """M = W0 + ΔW, or ΔW alone: with dropout, x and x∘m take two ways."""
-        delta = self.delta_weight()
-        return delta if weight is None else weight + delta
 
-    @abstractmethod
-    def _pull_back_delta(self, xp: Any, dy: Array, x: Array) -> tuple[Array, ...]:
-        """The gradients of the learned values from G = ∂L/∂ΔW = dyᵀ x (out, in)."""
+def merged(adapter: LinearAdapter, weight: Array, mask: Array | None) -> Array:
+    """M = W0 + ΔW (out, in), or ΔW alone: with dropout, x and x∘m take two ways."""
+    return weight + adapter.delta_weight() if mask is None else adapter.delta_weight()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -246,17 +264,15 @@ class LowRank(LinearAdapter):
         L, R = self._pair(arrays.namespace_of("learned", self._like))
         return self.scaling * (L @ R)
 
-    def _apply(self, xp: Any, x: Array, weight: Array | None, keep_merged: bool) -> tuple[Array, Any]:
+    def _step(self, xp: Any, x: Array, masked: bool, keep: bool) -> tuple[Array, Any]:
         L, R = self._pair(xp)
         z = self.scaling * (x @ R.T)  # (T, r)
-        step = z @ L.T  # (T, out)
-        return (step if weight is None else x @ weight.T + step), (L, R, z)
+        return z @ L.T, ("thin", L, R, z)  # (T, out)
 
-    def _pull_back(self, xp: Any, dy: Array, x: Array, weight: Array | None, inner: Any) -> tuple[Array, Any]:
-        L, R, z = inner
+    def _step_back(self, xp: Any, dy: Array, x: Array, kept: Any) -> tuple[Array, tuple[Array, ...]]:
+        _, L, R, z = kept
         v = self.scaling * (dy @ L)  # (T, r)
-        step = v @ R  # (T, in)
-        return (step if weight is None else dy @ weight + step), self._pull_back_pair(xp, dy.T @ z, v.T @ x)
+        return v @ R, self._pull_back_pair(xp, dy.T @ z, v.T @ x)  # (T, in)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -278,9 +294,9 @@ class LowRankByAlpha(LowRank):
 def terms(name: str, x: Array, *sizes: int) -> int:
     """n of an array (n, *sizes), one entry of the first axis a term. A ValueError for none, or another shape."""
     checks.namespace(**{name: x})
-    if x.ndim != 1 + len(sizes) or x.shape[0] < 1 or tuple(x.shape[1:]) != sizes:
-        wanted = ", ".join(["n", *map(str, sizes)]) + "," * (not sizes)
-        raise ValueError(f"{name}: shape {tuple(x.shape)}; it must be ({wanted}) with n >= 1")
+    wanted = ", ".join(["n", *map(str, sizes)]) + "," * (not sizes)
+    well = x.ndim == 1 + len(sizes) and x.shape[0] > 0 and tuple(x.shape[1:]) == sizes
+    checks.shaped(well, name, x, f"({wanted}) with n >= 1")
     return int(x.shape[0])
 
 
@@ -301,18 +317,15 @@ class Maker:
     def __init__(self, seed: int = 0, /, dtype: str = "float32", xp: Any = np, device: Any = None) -> None:
         checks.library(xp)
         checks.choice("dtype", dtype, ("float16", "float32", "float64"))
-        self.seed, self.dtype, self.xp, self.device = seed, dtype, xp, device
+        self.seed, self.dtype, self.xp = seed, dtype, xp
         self.options: dict[str, Any] = {"dtype": getattr(xp, dtype), **arrays.on(device, xp)}
-
-    def zeros(self, *shape: int) -> Array:
-        """Zeros of ``shape``."""
-        checks.room("shape", *shape)
-        return self.xp.zeros(shape, **self.options)
+        wide = "float64" if dtype == "float64" else "float32"  # what bases are drawn in
+        self.wide: dict[str, Any] = {"dtype": wide, "xp": xp, "device": device}
 
     def full(self, value: float, *shape: int) -> Array:
         """``value`` in every entry of ``shape``."""
         checks.room("shape", *shape)
-        return self.xp.full(shape, value, **self.options)
+        return self.xp.full(shape, value, **self.options) if value else self.xp.zeros(shape, **self.options)
 
     def uniform(self, rows: int, columns: int, bound: float = math.sqrt(3), *, stream: int = 1) -> Array:
         """(rows, columns), uniform on ±bound: entry [i, k] is word i·columns + k of Philox stream ``stream`` >= 1.
@@ -321,14 +334,8 @@ class Maker:
         rows under the same seed begin with the same rows, on any device.
         """
         checks.room("shape", rows, columns)
-        result = self.xp.empty((rows, columns), **self.options)
-        wide: Any = {"dtype": "float64" if self.dtype == "float64" else "float32", "xp": self.xp, "device": self.device}
-        step = max(1, WORDS_AT_A_TIME // columns)
-        for first in range(0, rows, step):
-            last = min(rows, first + step)
-            part = tile(stream, first, last, seed=self.seed, rank=columns, **wide) * (bound / math.sqrt(3))
-            result[first:last, :] = arrays.astype(self.xp, part, result.dtype)
-        return result
+        drawn = tile(stream, 0, rows, seed=self.seed, rank=columns, **self.wide)
+        return arrays.astype(self.xp, drawn * (bound / math.sqrt(3)), self.options["dtype"])
 
     def stack(self, n: int, rows: int, rank: int, *, stream: int) -> Array:
         """n matrices (rows, rank) of unit variance, (n, rows, rank): row o of them all is row o of ``uniform``."""

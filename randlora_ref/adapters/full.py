@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Self, Unpack
 
 from .. import checks
-from .base import Arrays, Factors, Made, Maker, MergedAdapter
-
-Array = Any
+from .base import Array, Arrays, Factors, LinearAdapter, Made, Maker
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class FullFineTuning(MergedAdapter, learned=("delta",)):
+class FullFineTuning(LinearAdapter, learned=("delta",)):
     """A learned ΔW (out, in) beside a weight that stays as it was, so that it is compared with other updates.
 
     Raises TypeError or ValueError that names the argument.
@@ -27,7 +25,7 @@ class FullFineTuning(MergedAdapter, learned=("delta",)):
     def start(cls, out_features: int, in_features: int, **made: Unpack[Made]) -> Self:
         """An adapter as training starts: ΔW = 0. Nothing is random, and there is no rank."""
         checks.sizes(out_features, in_features)
-        delta = Maker(**made).zeros(out_features, in_features)
+        delta = Maker(**made).full(0, out_features, in_features)
         return cls(out_features=out_features, in_features=in_features, delta=delta)
 
     def delta_weight(self) -> Array:

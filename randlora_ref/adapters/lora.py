@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Self, Unpack
 
 from .. import checks
-from .base import Arrays, Factors, LowRankByAlpha, Made, Maker
-
-Array = Any
+from .base import Array, Arrays, Factors, LowRankByAlpha, Made, Maker
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -41,7 +39,7 @@ class LoRA(LowRankByAlpha, learned=("A", "B")):
         """
         out_features, in_features, rank = checks.sizes(out_features, in_features, rank)
         make = Maker(seed, **made)
-        A, B = make.uniform(in_features, rank, in_features**-0.5).T, make.zeros(out_features, rank)
+        A, B = make.uniform(in_features, rank, in_features**-0.5).T, make.full(0, out_features, rank)
         return cls(out_features=out_features, in_features=in_features, rank=rank, A=A, B=B, alpha=alpha)
 
     def factors(self) -> Factors:

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Self, Unpack
 
 from .. import arrays, checks
-from .base import Arrays, Factors, LowRankByAlpha, Made, Maker, terms
-
-Array = Any
+from .base import Array, Arrays, Factors, LowRankByAlpha, Made, Maker, terms
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -47,22 +45,22 @@ class NoLA(LowRankByAlpha, learned=("c0", "c1")):
         """
         out_features, in_features, rank = checks.sizes(out_features, in_features, rank)
         k, make = checks.integer("num_bases", num_bases), Maker(seed, **made)
-        xp = make.xp
-        A, B = make.stack(k, in_features, rank, stream=1), make.stack(k, out_features, rank, stream=2)
-        A = xp.reshape(arrays.swap_last(A), (k, rank * in_features))  # one copy, then views alone
-        B = xp.reshape(B, (k, out_features * rank))
+        bases = (
+            arrays.swap_last(make.stack(k, in_features, rank, stream=1)),
+            make.stack(k, out_features, rank, stream=2),
+        )
+        A, B = (make.xp.reshape(make.xp.reshape(x, (k, -1)), x.shape) for x in bases)  # one copy, then views alone
         size: dict[str, Any] = {"out_features": out_features, "in_features": in_features, "rank": rank}
-        size |= {"A": xp.reshape(A, (k, rank, in_features)), "B": xp.reshape(B, (k, out_features, rank))}
-        return cls(**size, c0=make.full(1 / k, k), c1=make.full(1 / k, k), alpha=alpha)
+        return cls(**size, A=A, B=B, c0=make.full(1 / k, k), c1=make.full(1 / k, k), alpha=alpha)
 
     def factors(self) -> Factors:
         """One product of two sums, (Σ_b B_b·c0[b])(Σ_b A_b·c1[b]), the coefficients as diagonals."""
         xp = checks.namespace(c0=self.c0)
-        mixes = []
-        for bases, c in ((self.B, self.c0), (self.A, self.c1)):
-            width = bases.shape[2]
-            mixes.append(tuple((bases[b, :, :], xp.broadcast_to(c[b : b + 1], (width,))) for b in range(c.shape[0])))
-        return (tuple(mixes),)
+
+        def mix(bases: Array, c: Array) -> Factors:
+            return tuple((bases[b, :, :], xp.broadcast_to(c[b : b + 1], bases.shape[2:])) for b in range(c.shape[0]))
+
+        return ((mix(self.B, self.c0), mix(self.A, self.c1)),)
 
     def _pair(self, xp: Any) -> tuple[Array, Array]:
         return self._mix(xp, self.c0, self.B), self._mix(xp, self.c1, self.A)

@@ -2,13 +2,13 @@
 
     ΔW = 𝐁 diag(c) K, or its transpose if out < in;    c = s·vec Λ (n·r,),    K (n·r, d): rows A[k, :]∘Γ_j
 
-ΔW and G = ∂L/∂ΔW are never formed. Rows x (T, in) go through the two thin matrices by way of z (T, n·r), and dy
-(T, out) comes back by way of v (T, n·r):
+ΔW and G = ∂L/∂ΔW are never formed. Rows p (T, d) go through K, rows q (T, D) through 𝐁: z = p Kᵀ and v = q 𝐁 (T, n·r).
 
-    out >= in    z = x Kᵀ    x ΔWᵀ = (z∘c) 𝐁ᵀ    v = dy 𝐁     dy ΔW = (v∘c) K     ∂L/∂K = (v∘c)ᵀ x
-    out <  in    z = x 𝐁     x ΔWᵀ = (z∘c) K     v = dy Kᵀ    dy ΔW = (v∘c) 𝐁ᵀ    ∂L/∂K = (z∘c)ᵀ dy
+    out >= in    p = x,  q = dy:    x ΔWᵀ = (z∘c) 𝐁ᵀ    dy ΔW = (v∘c) K
+    out <  in    p = dy, q = x:     x ΔWᵀ = (v∘c) K      dy ΔW = (z∘c) 𝐁ᵀ
 
-and in both ∂L/∂c = Σ_t v∘z, ∂L/∂Γ_j = Σ_k A[k, :]∘(∂L/∂K)_jk. "thin" forms K, as PEFT does; "termwise" does not.
+and in both ∂L/∂K = (v∘c)ᵀ p, ∂L/∂c = Σ_t v∘z, ∂L/∂Γ_j = Σ_k A[k, :]∘(∂L/∂K)_jk. "thin" forms K, as PEFT does;
+"termwise" does not.
 """
 
 from typing import TYPE_CHECKING, Any, Literal
@@ -52,86 +52,59 @@ def contraction_costs(
     }
 
 
-class Thin:
-    """Rows through K (n·r, d), formed once, or given."""
+def project(xp: Any, layer: "RandLoRA", K: Array | None, p: Array) -> Array:
+    """p Kᵀ (T, n·r) of p (T, d); without K, (p∘Γ_j) Aᵀ for all j at once."""
+    if K is not None:
+        return p @ K.T
+    T, n, r, d = p.shape[0], layer.n, layer.rank, layer.d
+    z = xp.reshape(p[:, None, :] * layer.gamma, (T * n, d)) @ layer._A.T  # (T·n, r)
+    z = arrays.swap_last(xp.reshape(z, (T, n, r))) if layer._crossed else z
+    return xp.reshape(z, (T, n * r))
 
-    def __init__(self, xp: Any, layer: "RandLoRA", K: Array | None) -> None:
-        self.xp, self.layer, self.K = xp, layer, layer._K(xp) if K is None else K
 
-    def project(self, p: Array) -> Array:
-        """p Kᵀ (T, n·r) of p (T, d)."""
-        return p @ self.K.T
-
-    def spread(self, u: Array) -> Array:
-        """What the two below begin with of u (T, n·r): u itself."""
+def spread(xp: Any, layer: "RandLoRA", K: Array | None, u: Array) -> Array:
+    """What the two below begin with of u (T, n·r): u itself; without K, u_j A (T, n, d) for every j."""
+    if K is not None:
         return u
-
-    def gather(self, spread: Array) -> Array:
-        """u K (T, d)."""
-        return spread @ self.K
-
-    def d_gamma(self, spread: Array, p: Array) -> Array:
-        """∂L/∂Γ (n, d) from ∂L/∂K = uᵀp: Σ_k A[k, :]∘(uᵀp)_jk."""
-        return self.xp.sum(self.layer._terms(self.xp, spread.T @ p) * self.layer._A, axis=1)
+    T, n, r, d = u.shape[0], layer.n, layer.rank, layer.d
+    u = arrays.swap_last(xp.reshape(u, (T, r, n))) if layer._crossed else u
+    return xp.reshape(xp.reshape(u, (T * n, r)) @ layer._A, (T, n, d))
 
 
-class Termwise:
-    """The same rows, term by term and all terms at once, with no K."""
-
-    def __init__(self, xp: Any, layer: "RandLoRA", K: None) -> None:
-        self.xp, self.layer, self.K = xp, layer, K
-
-    def project(self, p: Array) -> Array:
-        """(p∘Γ_j) Aᵀ for every j."""
-        n, r, d = self.layer.n, self.layer.rank, self.layer.d
-        z = self.xp.reshape(p[:, None, :] * self.layer.gamma, (p.shape[0] * n, d)) @ self.layer._A.T  # (T·n, r)
-        if self.layer._crossed:
-            z = arrays.swap_last(self.xp.reshape(z, (p.shape[0], n, r)))
-        return self.xp.reshape(z, (p.shape[0], n * r))
-
-    def spread(self, u: Array) -> Array:
-        """u_j A (T, n, d) for every j."""
-        n, r, d = self.layer.n, self.layer.rank, self.layer.d
-        u = arrays.swap_last(self.xp.reshape(u, (u.shape[0], r, n))) if self.layer._crossed else u
-        rows = self.xp.reshape(u, (u.shape[0] * n, r)) @ self.layer._A  # (T·n, d)
-        return self.xp.reshape(rows, (u.shape[0], n, d))
-
-    def gather(self, spread: Array) -> Array:
-        """Σ_j (u_j A)∘Γ_j."""
-        return self.xp.sum(spread * self.layer.gamma, axis=1)
-
-    def d_gamma(self, spread: Array, p: Array) -> Array:
-        """Σ_t p_t∘(u_j A)_t for every j."""
-        return self.xp.sum(p[:, None, :] * spread, axis=0)
+def gather(xp: Any, layer: "RandLoRA", K: Array | None, spread: Array) -> Array:
+    """u K (T, d); without K, Σ_j (u_j A)∘Γ_j."""
+    return xp.sum(spread * layer.gamma, axis=1) if K is None else spread @ K
 
 
-THROUGH_K: dict[Order, Any] = {"thin": Thin, "termwise": Termwise}
+def gamma_gradient(xp: Any, layer: "RandLoRA", K: Array | None, spread: Array, p: Array) -> Array:
+    """∂L/∂Γ (n, d) from ∂L/∂K = uᵀp, Σ_k A[k, :]∘(uᵀp)_jk; without K, Σ_t p_t∘(u_j A)_t."""
+    if K is None:
+        return xp.sum(p[:, None, :] * spread, axis=0)
+    return xp.sum(layer._terms(xp, spread.T @ p) * layer._A, axis=1)
 
 
 def apply(xp: Any, layer: "RandLoRA", order: Order, x: Array, keep: bool) -> tuple[Array, Any]:
-    """x ΔWᵀ (T, out) of x (T, in); z, and K if it is formed and to ``keep``."""
-    K, B = THROUGH_K[order](xp, layer, None), layer._B
+    """x ΔWᵀ (T, out) of x (T, in); the order, z or v, whichever x has, and K if it is formed and to ``keep``."""
+    K, B = layer._K(xp) if order == "thin" else None, layer._B
     if layer.tall:
-        z = K.project(x)  # (T, n·r)
+        z = kept = project(xp, layer, K, x)  # (T, n·r)
         step = layer._times_c(xp, z) @ B.T
     else:
-        z = x @ B
-        step = K.gather(K.spread(layer._times_c(xp, z)))
-    return step, (z, K.K if keep else None)
+        v = kept = x @ B
+        step = gather(xp, layer, K, spread(xp, layer, K, layer._times_c(xp, v)))
+    return step, (order, kept, K if keep else None)
 
 
 def pull_back(
-    xp: Any, layer: "RandLoRA", order: Order, dy: Array, x: Array, cache: Any
+    xp: Any, layer: "RandLoRA", dy: Array, x: Array, order: Order, kept: Array, K: Array | None
 ) -> tuple[Array, tuple[Array, ...]]:
-    """dy ΔW (T, in) of dy (T, out), ∂L/∂Λ (n, r) and ∂L/∂Γ (n, d), with ∂L/∂Λ = s·∂L/∂c."""
-    z, formed = cache
-    K, B = THROUGH_K[order](xp, layer, formed), layer._B
+    """dy ΔW (T, in) of dy (T, out), ∂L/∂Λ (n, r) and ∂L/∂Γ (n, d), with ∂L/∂Λ = s·∂L/∂c; ``kept`` is of x."""
+    K, B = layer._K(xp) if order == "thin" and K is None else K, layer._B
     if layer.tall:
-        v = dy @ B  # (T, n·r)
-        spread = K.spread(layer._times_c(xp, v))
-        step, d_gamma = K.gather(spread), K.d_gamma(spread, x)
+        p, z, v = x, kept, dy @ B  # (T, d), (T, n·r), (T, n·r)
     else:
-        v = K.project(dy)
-        step, d_gamma = layer._times_c(xp, v) @ B.T, K.d_gamma(K.spread(layer._times_c(xp, z)), dy)
+        p, z, v = dy, project(xp, layer, K, dy), kept
+    u = spread(xp, layer, K, layer._times_c(xp, v))
+    step = gather(xp, layer, K, u) if layer.tall else layer._times_c(xp, z) @ B.T
     d_c = xp.sum(v * z, axis=0)[:, None]  # (n·r, 1)
-    return step, (layer.scaling * layer._terms(xp, d_c)[:, :, 0], d_gamma)
+    return step, (layer.scaling * layer._terms(xp, d_c)[:, :, 0], gamma_gradient(xp, layer, K, u, p))

@@ -12,7 +12,7 @@ the order of the rows of c and K: term by term (literal), or rank by rank (cross
 """
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self, Unpack
+from typing import Any, ClassVar, Self, Unpack
 
 from .. import arrays, checks
 from ..arrays import Reshaped
@@ -20,12 +20,11 @@ from ..bases import Bases, Kind, draw_bases
 from ..dialects import Dialect, get_dialect
 from ..spec import is_transposed, sides
 from . import orders
-from .base import Arrays, Factors, Made, Maker, MergedAdapter, terms
+from .base import Array, Arrays, Factors, LinearAdapter, Made, Maker, terms
 from .orders import ORDERS, Order, contraction_costs
 
 __all__ = ["ORDERS", "Grads", "Order", "RandLoRA", "contraction_costs"]
 
-Array = Any
 DEVIATION = "; bases drawn by PEFT's rule are NaN where their deviation is zero: another seed has others"
 
 
@@ -36,7 +35,7 @@ def scaled_rows(xp: Any, c: Array, A: Array, gamma: Array) -> Array:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class RandLoRA(MergedAdapter, learned=("lambda_", "gamma")):
+class RandLoRA(LinearAdapter, learned=("lambda_", "gamma")):
     """A RandLoRA adapter of one weight (out, in), from given arrays; ``RandLoRA.start`` makes one to be trained.
 
     ``bases``: at least as large as the layer. ``lambda_`` (n, r), ``gamma`` (n, d), in float16, float32 or float64;
@@ -57,17 +56,23 @@ class RandLoRA(MergedAdapter, learned=("lambda_", "gamma")):
     alpha: float | None = None
     scaling: Any = None  # a number; None becomes the dialect's, from alpha
     order: Order | None = None
+    D: int = field(init=False, repr=False)  # the larger side; ``out`` where ΔW is never transposed
+    d: int = field(init=False, repr=False)  # the smaller side; ``in`` where ΔW is never transposed
+    tall: bool = field(init=False, repr=False)  # whether ΔW is M, the sum itself (out >= in in most dialects), not Mᵀ
+    _crossed: bool = field(init=False, repr=False)  # the pairing
+    _scrambled: bool = field(init=False, repr=False)  # whether ΔW is M reshaped, and not its transpose alone
     _A: Array = field(init=False, repr=False)  # (r, d), as 𝐁 in the precision of what is learned
     _B: Array = field(init=False, repr=False)  # 𝐁 (D, n·r); a view where B is laid out as draw_bases does
 
     def __post_init__(self) -> None:
         checks.instance("bases", self.bases, Bases)
-        object.__setattr__(self, "dialect", get_dialect(self.dialect))
-        known, why = (ORDERS[:1], "; what is reshaped has no other") if self._reshaped else (ORDERS, "")
+        vars(self)["dialect"] = get_dialect(self.dialect)
+        reshaped = self.dialect.orientation == "reshape"
+        known, why = (ORDERS[:1], "; what is reshaped has no other") if reshaped else (ORDERS, "")
         checks.choice("order", self.order, (None, *known), why)
         super().__post_init__()
         scaling = self.dialect.scaling(self.rank, self.n, self.alpha) if self.scaling is None else self.scaling
-        object.__setattr__(self, "scaling", checks.number("scaling", scaling))
+        vars(self)["scaling"] = checks.number("scaling", scaling)
 
     @classmethod
     def start(
@@ -100,9 +105,7 @@ class RandLoRA(MergedAdapter, learned=("lambda_", "gamma")):
         make, n, own_sides = Maker(**made), dialect.terms(shape, rank), sides(shape, dialect.orientation)
         if bases is None:
             seed = dialect.default_seed or 0 if seed is None else seed
-            wide: Literal["float32", "float64"] = "float64" if make.dtype == "float64" else "float32"
-            where: dict[str, Any] = {"dtype": wide, "xp": make.xp, "device": make.device}
-            bases = draw_bases(dialect, seed=seed, shapes=[shape], rank=rank, kind=kind, **where)
+            bases = draw_bases(dialect, seed=seed, shapes=[shape], rank=rank, kind=kind, **make.wide)
             try:
                 bases.slice(n, *own_sides)
             except ValueError as error:
@@ -122,25 +125,6 @@ class RandLoRA(MergedAdapter, learned=("lambda_", "gamma")):
         """The number of terms."""
         return int(self.lambda_.shape[0])
 
-    @property
-    def D(self) -> int:
-        """The larger side; ``out`` where ΔW is never transposed."""
-        return sides(self.shape, self.dialect.orientation)[0]
-
-    @property
-    def d(self) -> int:
-        """The smaller side; ``in`` where ΔW is never transposed."""
-        return sides(self.shape, self.dialect.orientation)[1]
-
-    @property
-    def tall(self) -> bool:
-        """Whether ΔW is M, the sum itself (out >= in in most dialects), not its transpose."""
-        return not is_transposed(self.shape, self.dialect.orientation)
-
-    @property
-    def _reshaped(self) -> bool:
-        return bool(self.dialect.orientation == "reshape")
-
     def factors(self) -> Factors:
         """n products (B_j, Λ_j, A, Γ_j), the pairing resolved in B_j (D, r), the scaling left out.
 
@@ -153,13 +137,13 @@ class RandLoRA(MergedAdapter, learned=("lambda_", "gamma")):
             B, lambda_, gamma = self._B[:, columns], self.lambda_[j, :], self.gamma[j, :]
             products.append((B, lambda_, A, gamma) if self.tall else (gamma, A, lambda_, B.T))
         sum_of_terms = tuple(products)
-        return ((Reshaped(sum_of_terms, self.shape),),) if self._reshaped and self.tall else sum_of_terms
+        return ((Reshaped(sum_of_terms, self.shape),),) if self._scrambled else sum_of_terms
 
     def delta_weight(self) -> Array:
         """ΔW (out, in): M = 𝐁 S, or its transpose (Eq. 4); NLG's ``M.reshape(in, out).T``."""
         xp = checks.namespace(lambda_=self.lambda_)
         S = self._S(xp)  # (n·r, d)
-        if self._reshaped and self.tall:
+        if self._scrambled:
             return xp.reshape(self._B @ S, (self.d, self.D)).T
         return self._B @ S if self.tall else S.T @ self._B.T  # (out, in)
 
@@ -175,7 +159,7 @@ class RandLoRA(MergedAdapter, learned=("lambda_", "gamma")):
         """
         left, right = (dy, x) if self.tall else (x, dy)  # (T, D), (T, d): leftᵀ right is ∂L/∂M, G or Gᵀ
         s, (T, D), (N, d) = self.scaling, left.shape, (self.n * self.rank, self.d)
-        if self._reshaped and self.tall:
+        if self._scrambled:
             dS = self._B.T @ xp.reshape(x.T @ dy, (D, d))  # Gᵀ (in, out), reshaped back
         elif D * d * (T + N) <= T * N * (D + d):
             dS = self._B.T @ (left.T @ right)  # (n·r, d)
@@ -189,13 +173,14 @@ class RandLoRA(MergedAdapter, learned=("lambda_", "gamma")):
     # -- c, K and S, and the order of their rows ----------------------------------------------------------
 
     @property
-    def _crossed(self) -> bool:
-        return bool(self.dialect.pairing == "crossed")
+    def _c(self) -> Array:
+        """c, as (n, r), or (r, n) if crossed."""
+        scaled = self.scaling * self.lambda_
+        return scaled.T if self._crossed else scaled
 
     def _times_c(self, xp: Any, z: Array) -> Array:
         """z∘c of rows z (T, n·r), c = s·vec Λ."""
-        c = self.scaling * self.lambda_
-        c = c.T if self._crossed else c
+        c = self._c
         return xp.reshape(xp.reshape(z, (z.shape[0], *c.shape)) * c, z.shape)
 
     def _rows(self) -> tuple[Array, Array]:
@@ -205,13 +190,11 @@ class RandLoRA(MergedAdapter, learned=("lambda_", "gamma")):
     def _K(self, xp: Any) -> Array:
         """K (n·r, d), the Khatri-Rao product: row (j, k) is A[k, :]∘Γ_j."""
         A, gamma = self._rows()
-        return xp.reshape(A * gamma, (self.n * self.rank, self.d))
+        return xp.reshape(A * gamma, (-1, self.d))
 
     def _S(self, xp: Any) -> Array:
         """S = diag(c) K (n·r, d): row (j, k) is s·Λ_j[k]·A[k, :]∘Γ_j."""
-        scaled = self.scaling * self.lambda_
-        S = scaled_rows(xp, (scaled.T if self._crossed else scaled)[:, :, None], *self._rows())
-        return xp.reshape(S, (self.n * self.rank, self.d))
+        return xp.reshape(scaled_rows(xp, self._c[:, :, None], *self._rows()), (-1, self.d))
 
     def _terms(self, xp: Any, x: Array) -> Array:
         """Rows (n·r, k) in the order of K's as (n, r, k)."""
@@ -233,10 +216,12 @@ class RandLoRA(MergedAdapter, learned=("lambda_", "gamma")):
             if arrays.unit_roundoff(checks.precision(name, basis)) < arrays.unit_roundoff(precision):
                 dtype = arrays.dtype_name(basis)
                 raise TypeError(f"{name}: dtype {dtype}; it must be {precision} or narrower, as lambda_ is")
-        own = bases.slice(n, self.D, self.d)
-        B = arrays.permute(xp, arrays.widen(xp, own.B, precision), (1, 0, 2))
-        object.__setattr__(self, "_A", arrays.widen(xp, own.A, precision))
-        object.__setattr__(self, "_B", xp.reshape(B, (self.D, n * self.rank)))
+        orientation, crossed = self.dialect.orientation, self.dialect.pairing == "crossed"
+        (D, d), tall = sides(self.shape, orientation), not is_transposed(self.shape, orientation)
+        own, scrambled = bases.slice(n, D, d), tall and orientation == "reshape"
+        A, B = arrays.widen(xp, own.A, precision), arrays.permute(xp, arrays.widen(xp, own.B, precision), (1, 0, 2))
+        vars(self).update(D=D, d=d, tall=tall, _crossed=crossed, _scrambled=scrambled)
+        vars(self).update(_A=A, _B=xp.reshape(B, (D, n * self.rank)))
         return "A", "B"
 
     def _arrays(self) -> Arrays:
@@ -247,25 +232,17 @@ class RandLoRA(MergedAdapter, learned=("lambda_", "gamma")):
     # -- the order of contraction -------------------------------------------------------------------------
 
     def _order(self, rows: int, masked: bool, keep_merged: bool) -> Order:
-        if self.order is not None or self._reshaped:
+        if self.order is not None or self.dialect.orientation == "reshape":
             return self.order or "merged"
         costs = contraction_costs(rows, self.D, self.d, self.n, self.rank, masked=masked, keep_merged=keep_merged)
         return min(costs, key=lambda order: costs[order])
 
-    def _apply(self, xp: Any, x: Array, weight: Array | None, keep_merged: bool) -> tuple[Array, Any]:
-        order = self._order(x.shape[0], weight is None, keep_merged)
-        if order == "merged":
-            y, kept = super()._apply(xp, x, weight, keep_merged)
-            return y, (order, kept)
-        step, kept = orders.apply(xp, self, order, x, keep_merged)
-        return (step if weight is None else x @ weight.T + step), (order, kept)
+    def _step(self, xp: Any, x: Array, masked: bool, keep: bool) -> tuple[Array, Any] | None:
+        order = self._order(x.shape[0], masked, keep)
+        return None if order == "merged" else orders.apply(xp, self, order, x, keep)
 
-    def _pull_back(self, xp: Any, dy: Array, x: Array, weight: Array | None, inner: Any) -> tuple[Array, Any]:
-        order, kept = inner
-        if order == "merged":
-            return super()._pull_back(xp, dy, x, weight, kept)
-        step, learned = orders.pull_back(xp, self, order, dy, x, kept)
-        return (step if weight is None else dy @ weight + step), learned
+    def _step_back(self, xp: Any, dy: Array, x: Array, kept: Any) -> tuple[Array, tuple[Array, ...]]:
+        return orders.pull_back(xp, self, dy, x, *kept)
 
 
 Grads = RandLoRAGrads = RandLoRA.GRADS

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Self, Unpack
 
 from .. import arrays, checks
-from .base import Arrays, Factors, Made, Maker, MergedAdapter
-
-Array = Any
+from .base import Array, Arrays, Factors, LinearAdapter, Made, Maker
 
 
 def vera_bases(
@@ -33,7 +31,7 @@ def vera_bases(
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class VeRA(MergedAdapter, learned=("lambda_b", "lambda_d")):
+class VeRA(LinearAdapter, learned=("lambda_b", "lambda_d")):
     """A VeRA adapter of one weight (out, in), from given arrays lambda_b (out,) and lambda_d (r,).
 
     ``A`` and ``B`` may be larger than the layer, which takes the first in columns of A and the first out rows of B.
@@ -70,7 +68,7 @@ class VeRA(MergedAdapter, learned=("lambda_b", "lambda_d")):
         made["xp"], made["device"] = checks.namespace(A=A, B=B), arrays.device_of(A)
         make = Maker(seed, **made)
         size: dict[str, Any] = {"out_features": out_features, "in_features": in_features, "rank": rank}
-        return cls(**size, A=A, B=B, lambda_b=make.zeros(out_features), lambda_d=make.full(d_initial, rank))
+        return cls(**size, A=A, B=B, lambda_b=make.full(0, out_features), lambda_d=make.full(d_initial, rank))
 
     @property
     def _own(self) -> tuple[Array, Array]:
@@ -87,25 +85,20 @@ class VeRA(MergedAdapter, learned=("lambda_b", "lambda_d")):
         A, B = self._own
         return ((self.lambda_b, B, self.lambda_d, A),)
 
-    def _apply(self, xp: Any, x: Array, weight: Array | None, keep_merged: bool) -> tuple[Array, Any]:
+    def _step(self, xp: Any, x: Array, masked: bool, keep: bool) -> tuple[Array, Any] | None:
         (out_features, in_features), T, r = self.shape, x.shape[0], self.rank
         if (T + 2 * r) * out_features * in_features <= 2 * T * r * (out_features + in_features):  # G, ΔW and G Aᵀ
-            return super()._apply(xp, x, weight, keep_merged)
+            return None
         A, B = self._own
         z = x @ A.T  # (T, r)
         u = (z * self.lambda_d) @ B.T  # (T, out)
-        step = u * self.lambda_b
-        return (step if weight is None else x @ weight.T + step), (z, u)
+        return u * self.lambda_b, ("thin", z, u)
 
-    def _pull_back(self, xp: Any, dy: Array, x: Array, weight: Array | None, inner: Any) -> tuple[Array, Any]:
-        """∂L/∂λ_b = Σ_t dy∘u and ∂L/∂λ_d = Σ_t v∘z, with v = (dy∘λ_b) B, unless ΔW was formed."""
-        if not isinstance(inner, tuple):
-            return super()._pull_back(xp, dy, x, weight, inner)
-        (A, B), (z, u) = self._own, inner
+    def _step_back(self, xp: Any, dy: Array, x: Array, kept: Any) -> tuple[Array, tuple[Array, ...]]:
+        """∂L/∂λ_b = Σ_t dy∘u and ∂L/∂λ_d = Σ_t v∘z, with v = (dy∘λ_b) B."""
+        (A, B), (_, z, u) = self._own, kept
         v = (dy * self.lambda_b) @ B  # (T, r)
-        step = (v * self.lambda_d) @ A  # (T, in)
-        learned = (xp.sum(dy * u, axis=0), xp.sum(v * z, axis=0))
-        return (step if weight is None else dy @ weight + step), learned
+        return (v * self.lambda_d) @ A, (xp.sum(dy * u, axis=0), xp.sum(v * z, axis=0))  # (T, in)
 
     def _pull_back_delta(self, xp: Any, dy: Array, x: Array) -> tuple[Array, Array]:
         """∂L/∂λ_b = P λ_d and ∂L/∂λ_d = λ_b P from P = B∘(G Aᵀ) (out, r)."""
@@ -114,15 +107,13 @@ class VeRA(MergedAdapter, learned=("lambda_b", "lambda_d")):
         return P @ self.lambda_d, self.lambda_b @ P
 
     def _arrays(self) -> Arrays:
-        (out_features, in_features), r = self.shape, self.rank
+        (out, in_), r = self.shape, self.rank
         checks.namespace(A=self.A, B=self.B)
-        if self.A.ndim != 2 or self.A.shape[1] < in_features:
-            raise ValueError(f"A: shape {tuple(self.A.shape)}; it must be ({r}, {in_features}) or wider")
-        if self.B.ndim != 2 or self.B.shape[0] < out_features:
-            raise ValueError(f"B: shape {tuple(self.B.shape)}; it must be ({out_features}, {r}) or taller")
+        checks.shaped(self.A.ndim == 2 and self.A.shape[1] >= in_, "A", self.A, f"({r}, {in_}) or wider")
+        checks.shaped(self.B.ndim == 2 and self.B.shape[0] >= out, "B", self.B, f"({out}, {r}) or taller")
         A, B = self._own
-        learned: Arrays = {"lambda_b": (self.lambda_b, (out_features,)), "lambda_d": (self.lambda_d, (r,))}
-        return learned | {"A": (A, (r, in_features)), "B": (B, (out_features, r))}
+        learned: Arrays = {"lambda_b": (self.lambda_b, (out,)), "lambda_d": (self.lambda_d, (r,))}
+        return learned | {"A": (A, (r, in_)), "B": (B, (out, r))}
 
 
 VeRAGrads = VeRA.GRADS

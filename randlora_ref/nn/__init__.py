@@ -4,12 +4,13 @@ A file has kernels, an equation each, of arrays that fit; then the doors, export
 once and call kernels. Nothing is changed in place, and the array library is that of the arguments.
 """
 
+from ..adapters.base import LinearGrads
 from ..checks import index_range as check_range
 from .activation import activation, activation_backward, erf, gated, gated_backward
 from .attention import additive_mask, attention, attention_backward
 from .block import BlockSpec, block, block_backward
 from .embedding import embedding, embedding_backward, patches, patches_backward
-from .linear import LinearGrads, linear, linear_backward
+from .linear import linear, linear_backward
 from .loss import IGNORED, contrastive, contrastive_backward, cross_entropy, cross_entropy_backward
 from .norm import NormGrads, layer_norm, norm_backward, normalize, normalize_backward, rms_norm
 from .rotary import rotary, rotary_backward, rotary_tables

@@ -74,8 +74,7 @@ def additive_mask(like: Array, size: int, *, causal: bool = False, mask: Array |
         if arrays.dtype_name(mask) != "bool":
             checks.integers("mask", mask)
             mask = mask != 0
-        if mask.ndim != 2 or mask.shape[1] != size:
-            raise ValueError(f"mask: shape {tuple(mask.shape)}; it must be (batch, {size})")
+        checks.shaped(mask.ndim == 2 and mask.shape[1] == size, "mask", mask, f"(batch, {size})")
         seen = mask[:, None, None, None, :]
     if causal:
         position = xp.arange(size, **on_device)
@@ -99,10 +98,8 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> tuple[
     ``mask`` is what ``additive_mask`` makes. Query head i meets key head i div (H/K).
     """
     xp = checks.floats(q=q, k=k, v=v, mask=mask)
-    if q.ndim != 4 or k.ndim != 4 or k.shape[1] == 0 or q.shape[1] % k.shape[1]:
-        raise ValueError(
-            f"k: shape {tuple(k.shape)}; it must be (B, K, T, h), K a divisor of H of q (B, H, T, h) {tuple(q.shape)}"
-        )
+    well = q.ndim == k.ndim == 4 and k.shape[1] > 0 and q.shape[1] % k.shape[1] == 0
+    checks.shaped(well, "k", k, f"(B, K, T, h), K a divisor of H of q (B, H, T, h) {tuple(q.shape)}")
     batch, _, size, width = q.shape
     checks.shape("k", k, (batch, k.shape[1], size, width))
     checks.shape("v", v, tuple(k.shape))

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import arrays, checks
-from ..adapters.base import LinearAdapter as Adapter
+from ..adapters import Adapter, base
 from .activation import KINDS
 from .attention import attend, attend_backward, check_mask
-from .linear import project, project_backward
+from .linear import project
 from .norm import apply_norm, apply_norm_backward
 from .rotary import check_tables, rotate
 
@@ -82,8 +82,7 @@ def check_block(x: Array, spec: BlockSpec, parameters: Parameters, mask: Array |
     biases: dict[str, Any] = {f"parameters[{role!r}][1]": parameters[role][1] for role in shapes}
     cos, sin = tables or (None, None)
     xp = checks.floats(x=x, mask=mask, cos=cos, sin=sin, **weights, **biases)
-    if x.ndim != 3 or x.shape[-1] != spec.width:
-        raise ValueError(f"x: shape {tuple(x.shape)}; it must be (B, T, {spec.width})")
+    checks.shaped(x.ndim == 3 and x.shape[-1] == spec.width, "x", x, f"(B, T, {spec.width})")
     for shape, weight, bias in zip(shapes.values(), weights.items(), biases.items(), strict=True):
         checks.shape(*weight, shape)
         if bias[1] is not None:
@@ -134,7 +133,7 @@ def block_backward(dy: Array, cache: Any, *, weight_grad: bool = False) -> tuple
     xp = checks.cotangent("dy", dy, tuple(caches["norm1"][0].shape), caches["norm1"][0])
 
     def pull_back(role: str, dy: Array) -> Array:
-        backward = apply_norm_backward if role in NORMS else project_backward
+        backward = apply_norm_backward if role in NORMS else base.project_backward
         dx, grads[role] = backward(xp, dy, caches[role], weight_grad)
         return dx
 

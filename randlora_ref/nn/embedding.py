@@ -34,8 +34,7 @@ def embedding(ids: Array, table: Array, *, checked: bool = False) -> tuple[Array
     """y (…, k): row ids (…) of ``table`` (V, k). IndexError if out of range, unless the caller has ``checked``."""
     xp = checks.namespace(ids=ids, table=table)
     checks.floats(table=table)
-    if table.ndim != 2:
-        raise ValueError(f"table: shape {tuple(table.shape)}; it must be (V, k)")
+    checks.shaped(table.ndim == 2, "table", table, "(V, k)")
     if not checked:
         checks.index_range(ids=(ids, table.shape[0], None))
     ids = arrays.astype(xp, ids, xp.int64)  # a narrow type cannot count the rows
@@ -56,8 +55,8 @@ def patches(pixels: Array, size: int) -> tuple[Array, tuple[Array, int]]:
     A patch projection is then ``linear`` with the kernel (out, C, p, p) as a matrix (out, C·p·p).
     """
     xp, size = checks.floats(pixels=pixels), checks.integer("size", size)
-    if pixels.ndim != 4 or pixels.shape[2] % size or pixels.shape[3] % size:
-        raise ValueError(f"pixels: shape {tuple(pixels.shape)}; it must be (B, C, H, W), H and W multiples of {size}")
+    well = pixels.ndim == 4 and pixels.shape[2] % size == pixels.shape[3] % size == 0
+    checks.shaped(well, "pixels", pixels, f"(B, C, H, W), H and W multiples of {size}")
     b, c, h, w = pixels.shape
     y = arrays.permute(xp, xp.reshape(pixels, (b, c, h // size, size, w // size, size)), (0, 2, 4, 1, 3, 5))
     return xp.reshape(y, (b, (h // size) * (w // size), c * size * size)), (pixels, size)

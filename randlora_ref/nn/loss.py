@@ -5,6 +5,7 @@
 The rows that do not count have gradient zero. If none counts, L is 0 (PyTorch has NaN there).
 """
 
+from functools import partial
 from typing import Any
 
 from .. import arrays, checks
@@ -42,27 +43,24 @@ def mean_loss(xp: Any, z: Array, labels: Array, ignored: int = IGNORED) -> tuple
     return xp.sum(share * (xp.log(exp_sum) + (z_max - chosen))), (z, label[:, None], z_max, exp_sum, share)
 
 
-@arrays.blocked
 def logits_backward(
-    xp: Any, z: Array, label: Array, z_max: Array, exp_sum: Array, share: Array, *, classes: Array
+    xp: Any, z: Array, label: Array, z_max: Array, exp_sum: Array, share: Array, *, classes: Array, through: Any
 ) -> Array:
-    """∂L/∂z (T, V) = share∘(softmax(z) − e_label), as d log Σ exp(z) = ⟨softmax(z), dz⟩; ``classes`` are 0 … V − 1."""
+    """∂L/∂z (T, V) = share∘(softmax(z) − e_label), as d log Σ exp(z) = ⟨softmax(z), dz⟩; ``classes`` are 0 … V − 1.
+
+    With ``through`` (V, k), its product with that (T, k).
+    """
     p = xp.exp(z - z_max) * (share / exp_sum)
-    return p - arrays.where(xp, label == classes, share, 0.0)
+    dz = p - arrays.where(xp, label == classes, share, 0.0)
+    return dz if through is None else dz @ through
 
 
 def mean_loss_backward(xp: Any, cache: Any, dloss: Any, through: Array | None = None) -> Array:
     """∂L/∂z (T, V), or its product with ``through`` (V, k), a number of rows at a time."""
     *rows, share = cache
-    rows.append(share * dloss)
     classes = xp.arange(rows[0].shape[1], dtype=xp.int64, **arrays.on(arrays.device_of(share)))
-    if through is None:
-        return logits_backward(xp, *rows, classes=classes)
-
-    def product(*rows: Array) -> Array:
-        return logits_backward(xp, *rows, classes=classes) @ through
-
-    return arrays.by_rows(xp, product, *rows, step=LOGIT_ROWS)
+    kernel = partial(logits_backward, xp, classes=classes, through=through)
+    return arrays.by_rows(xp, kernel, *rows, share * dloss, step=None if through is None else LOGIT_ROWS)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -77,8 +75,7 @@ def cross_entropy(logits: Array, labels: Array, *, ignored: int = IGNORED, check
     """
     xp = checks.namespace(logits=logits, labels=labels)
     checks.floats(logits=logits)
-    if logits.ndim != 2 or logits.shape[1] == 0:
-        raise ValueError(f"logits: shape {tuple(logits.shape)}; it must be (T, V) with V >= 1")
+    checks.shaped(logits.ndim == 2 and logits.shape[1] > 0, "logits", logits, "(T, V) with V >= 1")
     ignored = checks.integer("ignored", ignored, least=-(2**63))
     checks.shape("labels", labels, tuple(logits.shape[:1]))
     if not checked:
@@ -92,8 +89,9 @@ def cross_entropy_backward(cache: Any, dloss: Any = 1.0, *, through: Array | Non
     Of a large vocabulary ∂L/∂logits is by far the largest array of a model; through W it is never held whole on NumPy.
     """
     xp = checks.floats(cache=checks.kept(cache, 5)[0], through=through)
-    if through is not None and (through.ndim != 2 or through.shape[0] != cache[0].shape[1]):
-        raise ValueError(f"through: shape {tuple(through.shape)}; it must be ({cache[0].shape[1]}, k)")
+    if through is not None:
+        classes = cache[0].shape[1]
+        checks.shaped(through.ndim == 2 and through.shape[0] == classes, "through", through, f"({classes}, k)")
     return mean_loss_backward(xp, cache, checks.scalar("dloss", dloss, cache[0]), through)
 
 
@@ -104,8 +102,7 @@ def contrastive(texts: Array, images: Array, log_scale: Array) -> tuple[Array, A
     with the diagonal as labels. The cache's first entry is Z.
     """
     xp = checks.floats(texts=texts, images=images, log_scale=log_scale)
-    if texts.ndim != 2 or texts.shape[0] == 0:
-        raise ValueError(f"texts: shape {tuple(texts.shape)}; it must be (N, k) with N >= 1")
+    checks.shaped(texts.ndim == 2 and texts.shape[0] > 0, "texts", texts, "(N, k) with N >= 1")
     checks.shape("images", images, tuple(texts.shape))
     checks.shape("log_scale", log_scale, ())
     scale = xp.exp(log_scale)

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from .. import arrays, checks
-from .linear import LinearGrads
+from ..adapters.base import LinearGrads
 
 Array = Any
 NormGrads = LinearGrads

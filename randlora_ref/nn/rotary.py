@@ -105,10 +105,9 @@ def rotary_tables(like: Array, size: int, width: int, theta: float, scaling: Any
 def check_tables(name: str, shape: tuple[int, ...], tables: tuple[Array, Array]) -> None:
     """A ValueError unless ``tables`` turn an array of ``shape`` (…, T, h)."""
     cos, sin = checks.kept(tables, 2, "tables")
-    if tuple(shape[-2:]) != (cos.shape[0], 2 * cos.shape[-1]):
-        raise ValueError(
-            f"{name}: shape {tuple(shape)}; it must be (…, {cos.shape[0]}, {2 * cos.shape[-1]}) for these tables"
-        )
+    size, width = cos.shape[0], 2 * cos.shape[-1]
+    if tuple(shape[-2:]) != (size, width):
+        raise ValueError(f"{name}: shape {tuple(shape)}; it must be (…, {size}, {width}) for these tables")
     checks.shape("sin", sin, tuple(cos.shape))
 
 

@@ -14,16 +14,16 @@ from randlora_ref import nn, spec
 from randlora_ref.adapters.randlora import ORDERS, contraction_costs
 from randlora_ref.verify import gauge, integers
 
-SIDE = st.integers(1, 7)
 LEADING = st.sampled_from([(), (0,), (1,), (4,), (2, 3), (3, 0, 1)])
 
 
 @st.composite
 def layer_cases(draw: st.DrawFn, elements: Any = None) -> dict[str, Any]:
-    """Layers of every shape; integers, or real entries drawn one by one from ``elements``."""
+    """Layers of every shape; integers, or real entries drawn one by one from ``elements``, of smaller shapes then."""
+    side = st.integers(1, 7 if elements is None else 4)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    pairing, shape, mask = draw(st.sampled_from(["literal", "crossed"])), (draw(SIDE), draw(SIDE)), draw(st.booleans())
-    case = integers.layer_case(rng, shape, draw(SIDE), draw(SIDE), draw(LEADING), mask, pairing=pairing)
+    pairing, shape, mask = draw(st.sampled_from(["literal", "crossed"])), (draw(side), draw(side)), draw(st.booleans())
+    case = integers.layer_case(rng, shape, draw(side), draw(side), draw(LEADING), mask, pairing=pairing)
     if elements is None:
         return case
     sizes = {name: x.shape for name, x in case.items() if isinstance(x, np.ndarray)}

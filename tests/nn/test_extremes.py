@@ -29,11 +29,11 @@ def test_cross_entropy_at_any_spread_and_shift(library: Any, data: Any) -> None:
     wide = z.astype(np.float64)
     below = np.max(wide, axis=1, keepdims=True) - wide
     p = np.exp(-below) / np.sum(np.exp(-below), axis=1, keepdims=True)
-    onehot = np.eye(size)[labels]
+    onehot = np.arange(size) == labels[:, None]
     limit = (40 * max(1.0, math.sqrt(size / 256)) + below) * U * (p + onehot) / rows + TINY
     found = library.host(nn.cross_entropy_backward(cache))
     assert found.dtype == np.float32
-    assert np.all(np.abs(found - (p - onehot) / rows) <= limit)
+    assert np.all(np.abs(found - (p - 1.0 * onehot) / rows) <= limit)
     right = below[np.arange(rows), labels] + np.log(np.sum(np.exp(-below), axis=1))
     assert abs(library.host(loss) - np.mean(right)) <= 16 * max(1.0, math.sqrt(size / 256)) * U * np.mean(1 + right)
 

@@ -96,19 +96,8 @@ patches column by column
     (0, 4, 2, 1, 3, 5)
 nn/linear.py: nn
 the bias left out
-    rows if bias is None else rows + bias
-    rows
-∂L/∂b a mean
-    d_bias = xp.sum(rows, axis=0)
-    d_bias = xp.mean(rows, axis=0)
-nn/linear.py: block models
-the weight changed by its layer
-    rows = arrays.as_rows(xp, x) @ weight.T  # (T, out)
-    weight *= 2; rows = arrays.as_rows(xp, x) @ weight.T / 2  # (T, out)
-nn/linear.py: nn block
-a gradient where no cotangent is
-    xp.reshape(rows @ weight, x.shape)
-    xp.reshape(rows @ weight + 1e-200, x.shape)
+    xp, x, weight, bias, None, None, False
+    xp, x, weight, None, None, None, False
 nn/loss.py: nn
 the mean over all rows
     share = weight / arrays.where(xp, total == 0, 1.0, total)
@@ -201,6 +190,18 @@ the class token's gradient from the last patch
 the gradients of an image's positions and class token, means over the batch
     d_positions = xp.sum(dx, axis=0)
     d_positions = xp.mean(dx, axis=0)
+adapters/base.py: nn
+∂L/∂b a mean
+    d_bias = xp.sum(dy, axis=0)
+    d_bias = xp.mean(dy, axis=0)
+adapters/base.py: block models
+the weight changed by its layer
+    y = rows @ weight.T  # (T, out)
+    weight *= 2; y = rows @ weight.T / 2  # (T, out)
+adapters/base.py: nn block
+a gradient where no cotangent is
+    xp.reshape(dy @ weight, tuple(x.shape))
+    xp.reshape(dy @ weight + 1e-200, tuple(x.shape))
 adapters/base.py: block models
 ΔW subtracted to merge
     self._added(weight, self._merged_update())
@@ -210,8 +211,8 @@ adapters/randlora.py: block
     d_lambda = s * (P @ self.gamma[:, :, None])[:, :, 0]
     d_lambda = (P @ self.gamma[:, :, None])[:, :, 0]
 Γ squared
-    xp.reshape(A * gamma, (self.n * self.rank, self.d))
-    xp.reshape(A * gamma * gamma, (self.n * self.rank, self.d))
+    xp.reshape(A * gamma, (-1, self.d))
+    xp.reshape(A * gamma * gamma, (-1, self.d))
 adapters/randlora.py: block
 ΔW affine in Λ
     scaled = self.scaling * self.lambda_
