@@ -98,20 +98,15 @@ class Case:
 
     @property
     def factors(self) -> dict[str, tuple[Array, Array, Array, Array]]:
-        """A block's (A, B, Λ, Γ) by role, of the roles that are adapted."""
+        """(A, B, Λ, Γ) by role, of a block's roles that are adapted; of a layer itself under ""."""
+        if self.kind != "block":
+            return {"": (self.A, self.B, self.lambda_, self.gamma)}
         return {role: (A, self.B[role], self.lambda_[role], self.gamma[role]) for role, A in self.A.items()}
 
     @property
     def parameters(self) -> dict[str, tuple[Array, Array | None]]:
         """A block's (weight, bias or None) by role."""
         return {role: (weight, self.bias.get(role)) for role, weight in self.weight.items()}
-
-    @property
-    def layers(self) -> list[tuple[Array, tuple[int, int]]]:
-        """Λ and shape (out, in) of the layer, or of each of a block's that is adapted."""
-        if self.kind == "block":
-            return [(self.lambda_[role], self.weight[role].shape) for role in self.A]
-        return [(self.lambda_, self.shape if self.weight is None else self.weight.shape)]
 
     @property
     def size(self) -> int:
@@ -136,12 +131,11 @@ def each(convert: Callable[[Any], Any], value: Any) -> Any:
 
 
 def rounded(x: Array, dtype: str) -> Array:
-    """``x`` rounded to ``dtype`` by the nearest, ties to even; bfloat16 is held in float32."""
+    """``x`` rounded to ``dtype`` once, to the nearest, ties to even; bfloat16, of 8 digits, is held in float32."""
     if dtype != "bfloat16":
         return np.asarray(x).astype(dtype)
-    bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
-    nearest = (bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) & np.uint32(0xFFFF0000)
-    return nearest.view(np.float32).reshape(np.shape(x))
+    exponent = np.frexp(x)[1] - 8
+    return np.ldexp(np.rint(np.ldexp(x, -exponent)), exponent).astype(np.float32)
 
 
 def draw_layer(
@@ -216,7 +210,7 @@ def of_dialect(cases: Iterable[Case], dialect: str | Dialect) -> Iterator[Case]:
         if case.kind in ("bases", "start", "count"):
             if case.dialect == rules.name:
                 yield case
-        elif all(_agrees(case, rules, lambda_, shape) for lambda_, shape in case.layers):
+        elif all(_agrees(case, rules, role) for role in case.factors):
             if case.alpha is not None:
                 n, r = case.lambda_.shape
                 same = math.isclose(rules.scaling(r, n, case.alpha), case.scaling, rel_tol=2**-50)
@@ -224,8 +218,9 @@ def of_dialect(cases: Iterable[Case], dialect: str | Dialect) -> Iterator[Case]:
             yield case
 
 
-def _agrees(case: Case, rules: Dialect, lambda_: Array, shape: tuple[int, int]) -> bool:
+def _agrees(case: Case, rules: Dialect, role: str) -> bool:
     """Whether pairing, scaling, widths and the place of each entry of M are the dialect's, or cannot show."""
+    lambda_, shape = case.factors[role][2], case.weight[role].shape if role else case.shape
     if not (case.pairing == rules.pairing or 1 in lambda_.shape) or (rules.scaling_rule == "1" and case.scaling != 1):
         return False
     asked, own = [spec.sides(shape, orientation) for orientation in (case.orientation, rules.orientation)]

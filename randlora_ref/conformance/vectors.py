@@ -7,6 +7,7 @@ hexadecimal words, most significant byte first; in results, nested lists of numb
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
@@ -18,8 +19,10 @@ import numpy as np
 
 from .. import checks, nn
 from ..dialects import DIALECTS
-from ..spec import Orientation, sides
+from ..nn.block import NORMS
+from ..spec import Orientation, Pairing
 from .cases import ARRAYS, BASIS_KINDS, KINDS, Case, each
+from .this_package import adapter, reference
 
 Array = Any
 FORMAT, VERSION = "randlora-vectors", 1
@@ -29,6 +32,7 @@ MOST_BYTES = 1 << 24  # of one file or line
 MOST_ENTRIES = 1 << 20  # of one array
 SHOWN, TOLD = 60, 160  # characters of a bad value, of a reason
 WORDS = {"float32": ">f4", "float64": ">f8"}
+HEAD = ("id", "kind", "tier", "clause", "notes", "exact_in")
 SCALARS = {
     "layer": ("pairing", "scaling", "alpha", "dtype", "fan_in_fan_out", "merged"),
     "rank": ("shape", "pairing", "scaling"),
@@ -37,8 +41,16 @@ SCALARS = {
     "count": ("dialect", "shapes", "rank"),
     "block": ("block", "causal", "attention_mask", "rope_theta", "pairing", "scaling", "dtype"),
 }
-
 OPTIONAL = {"layer": ("dialect", "orientation")} | dict.fromkeys(("bases", "start", "count"), ("context",))
+CHOICES = {  # what is one of a few
+    "pairing": get_args(Pairing),
+    "orientation": get_args(Orientation),
+    "dialect": tuple(DIALECTS),
+    "dtype": tuple(WORDS),
+    **dict.fromkeys(("fan_in_fan_out", "merged", "causal"), (False, True)),
+}
+BESIDES = {"alpha": (None,), "rope_theta": (None,), "kind_of_basis": BASIS_KINDS}  # what may stand where numbers do
+LEAST = {"rope_theta": {"above": 0.0}, "kind_of_basis": {"least": 2.0}}  # of numbers that are not just any
 
 
 def parse(text: bytes | str, where: str) -> Any:
@@ -76,18 +88,16 @@ def decode(value: Any, where: str) -> Array:
     shape, dtype, data = value["shape"], value["dtype"], value["data"]
     if not isinstance(shape, list) or not all(type(k) is int and 0 <= k <= MOST_ENTRIES for k in shape):
         raise ValueError(f"{where}: shape {str(shape)[:SHOWN]!r}; it must list sizes")
-    if dtype == "int" and isinstance(data, list) and all(type(k) is int and abs(k) < 2**53 for k in data):
-        flat = np.array(data, dtype=np.float64)
-    elif dtype in WORDS and isinstance(data, str):
-        try:
+    try:
+        if dtype == "int" and isinstance(data, list) and all(type(k) is int and abs(k) < 2**53 for k in data):
+            flat = np.array(data, dtype=np.float64)
+        else:
             flat = np.frombuffer(bytes.fromhex(data), dtype=WORDS[dtype]).astype(dtype)
-        except ValueError:
-            raise ValueError(f"{where}: data {data[:SHOWN]!r}; it must be hexadecimal words of {dtype}") from None
-    else:
-        raise ValueError(
-            f"{where}: dtype {str(dtype)[:SHOWN]!r}; it must be int, float32 or float64 with data to match"
-        )
-    size = int(np.prod(shape, dtype=object)) if shape else 1
+    except (KeyError, TypeError, ValueError):
+        held = f"dtype {str(dtype)[:SHOWN]!r}, data {str(data)[:SHOWN]!r}"
+        text = "it must be int with integers, or float32 or float64 with hexadecimal words of it"
+        raise ValueError(f"{where}: {held}; {text}") from None
+    size = math.prod(shape)
     if size != flat.size or not np.isfinite(flat).all():
         raise ValueError(f"{where}: {flat.size} entries; it must be {size}, all finite")
     return flat.reshape(shape)
@@ -101,37 +111,34 @@ def case_to_json(case: Case) -> dict[str, Any]:
     if case.block is not None:
         given["block"] = asdict(case.block) | {"biases": sorted(case.block.biases)}
     given |= {name: each(lambda x: encode(x, dtype), x) for name, x in case.given.items()}
-    head = {name: getattr(case, name) for name in ("id", "kind", "tier", "clause", "notes", "exact_in")}
-    return {**head, "wanted": case.wanted, "given": given}
+    return {**{name: getattr(case, name) for name in HEAD}, "wanted": case.wanted, "given": given}
 
 
 def case_from_json(value: Any, where: str) -> Case:
     """A case, its expected results with it where they are there. ValueError in one line for anything else."""
     try:
         case = _case(value)
-        if not _fits(case):
-            raise ValueError("the arrays' shapes; they must fit together")
-    except (TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
-        text = f"{type(error).__name__} {str(error)[:SHOWN]!r}"
-        raise ValueError(f"{where}: {text}; it must be as schema.json has it") from None
-    except ValueError as error:
-        raise ValueError(f"{where}: {' '.join(str(error).split())[:TOLD]}") from None
+        if why := _misfit(case):
+            raise ValueError(f"the arrays' shapes; they must fit together: {why}")
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
+        raise ValueError(f"{where}: {' '.join(text.split())[:TOLD]}; it must be as schema.json has it") from None
     return case
 
 
 def _case(value: Any) -> Case:
-    head = {"id", "kind", "tier", "clause", "notes", "exact_in", "wanted", "given"}
-    if not head <= set(value) <= head | {"expected", "intermediate", "gauge"} or value["tier"] not in ("exact", "real"):
-        raise ValueError(f"{str(value)[:SHOWN]!r}; it must be an object of {', '.join(sorted(head))}")
-    kind, given = value["kind"], value["given"]
-    known = {*SCALARS[kind], *OPTIONAL.get(kind, ())}
-    if not set(SCALARS[kind]) <= set(given) <= known | {*ARRAYS}:
+    required = {*HEAD, "wanted", "given"}
+    if not required <= set(value) <= required | {"expected", "intermediate", "gauge"}:
+        raise ValueError(f"{str(value)[:SHOWN]!r}; it must be an object of {', '.join(sorted(required))}")
+    kind, given, texts = value["kind"], value["given"], {name: str(value[name]) for name in HEAD}
+    checks.choice("tier", value["tier"], ("exact", "real"))
+    if not set(SCALARS[kind]) <= set(given) <= {*SCALARS[kind], *OPTIONAL.get(kind, ()), *ARRAYS}:
         raise ValueError(f"given {sorted(given)}; it must hold {', '.join(SCALARS[kind])} and the arrays")
-    scalars = {name: _scalar(name, given[name]) for name in known & set(given)}
-    arrays = {name: _array(name, x, scalars.get("dtype")) for name, x in given.items() if name in ARRAYS}
-    texts: dict[str, Any] = {name: tuple(map(str, value[name])) for name in ("notes", "exact_in")}
-    texts |= {name: str(value[name]) for name in ("id", "kind", "tier", "clause")}
-    case = Case(**texts, **scalars, **arrays)
+    parts = {
+        name: _array(name, x, given.get("dtype")) if name in ARRAYS else _scalar(name, x) for name, x in given.items()
+    }
+    lists = {name: tuple(map(str, value[name])) for name in ("notes", "exact_in")}
+    case = Case(**{**texts, **lists, **parts})
     if "expected" in value:
         stored = {name: decode(x, name).astype(np.float64) for name, x in value["expected"].items()}
         if set(stored) != set(case.wanted):
@@ -149,76 +156,48 @@ def _array(name: str, value: Any, dtype: str | None) -> Any:
 
 
 def _scalar(name: str, value: Any) -> Any:
-    """One value that is no array, checked as ``schema.json`` has it."""
-    if name == "shape":
+    """One value that is no array, once a door has let it in."""
+    if name in CHOICES:
+        checks.choice(name, value, CHOICES[name])
+    elif name == "seed":
+        checks.seed(value)
+    elif name in ("rank", "context"):
+        checks.number(name, checks.integer(name, value), below=2**31)
+    elif name == "shape":
         return checks.layer_shape(value)
-    if name == "shapes":
+    elif name == "shapes":
         return tuple(checks.layer_shapes(value))
-    number = type(value) in (int, float) and abs(value) < 2**64
-    right = {
-        "scaling": number,
-        "alpha": number or value is None,
-        "rope_theta": (number and value > 0) or value is None,
-        **dict.fromkeys(("fan_in_fan_out", "merged", "causal"), type(value) is bool),
-        "seed": type(value) is int and 0 <= value < 2**64,
-        "rank": type(value) is int and 0 < value < 2**31,
-        "kind_of_basis": value in BASIS_KINDS or (number and value >= 2),
-        "pairing": value in ("literal", "crossed"),
-        "dtype": value in tuple(WORDS),
-        "dialect": value in tuple(DIALECTS),
-        "orientation": value in get_args(Orientation),
-        "context": type(value) is int and 0 < value < 2**31,
-        "attention_mask": name != "attention_mask" or all(type(k) is int and k in (0, 1) for row in value for k in row),
-        "block": name != "block" or all(type(value[choice]) is bool for choice in ("centred", "fused", "gated")),
-    }
-    if not right[name]:
-        raise ValueError(f"{name} {str(value)[:SHOWN]!r}; it must be as schema.json has it")
-    if name == "block":
+    elif name == "attention_mask":
+        for entry in (entry for row in value for entry in row):
+            checks.choice(name, checks.integer(name, entry, 0), (0, 1))
+        return tuple(map(tuple, value))
+    elif name == "block":
+        for choice in ("centred", "fused", "gated"):
+            checks.choice(choice, value[choice], (False, True))
         return nn.BlockSpec(**{**value, "biases": frozenset(value["biases"])})
-    return tuple(map(tuple, value)) if name == "attention_mask" else value
+    elif value not in BESIDES.get(name, ()):
+        checks.number(name, value, below=2.0**64, **LEAST.get(name, {"above": -(2.0**64)}))
+    return value
 
 
-def _fits(case: Case) -> bool:
-    """Whether the arrays of a layer, rank or block case are there and fit together."""
-    factors, x = (case.A, case.B, case.lambda_, case.gamma), case.x
-    if case.kind == "rank":
-        return _factors_fit(*factors, case.shape)
+def _misfit(case: Case) -> str:
+    """Why the parts of a case do not fit together, or "": what a door refuses, and what no door asks."""
+    if case.kind in ("bases", "start", "count"):
+        return "the context" * (DIALECTS[case.dialect].counted_side == "context" and case.context is None)
+    if case.dropout_mask is not None and (case.merged or case.kind == "block"):
+        return "no dropout_mask"
     if case.kind == "block":
-        return _block_fits(case)
-    if case.kind != "layer":
-        return DIALECTS[case.dialect].counted_side == "d" or case.context is not None
-    (out_features, in_features), lead = case.weight.shape, x.shape[:-1]
-    sizes = {"x": (*lead, in_features), "dropout_mask": (*lead, in_features)}
-    sizes |= {"dy": (*lead, out_features), "bias": (out_features,)}
-    given = {name: part.shape for name, part in case.given.items() if name in sizes}
-    fit = {"dy"} <= given.keys() and given.items() <= sizes.items() and not (case.merged and "dropout_mask" in given)
-    return fit and _factors_fit(*factors, (out_features, in_features), case.orientation)
-
-
-def _factors_fit(
-    A: Array, B: Array, lambda_: Array, gamma: Array, shape: tuple[int, int], orientation: Orientation = "paper"
-) -> bool:
-    """Whether these are factors of a layer of ``shape`` (out, in)."""
-    (n, r), (D, d) = lambda_.shape, sides(shape, orientation)
-    (rank, d_max), (n_max, D_max, columns) = A.shape, B.shape
-    fit = gamma.shape == (n, d) and n * r > 0 and rank == r == columns
-    return bool(fit and d_max >= d and n_max >= n and D_max >= D)
-
-
-def _block_fits(case: Case) -> bool:
-    """Whether a block's arrays are those that its sizes and choices ask for."""
-    kind = case.block
-    shapes = kind.shapes() | dict.fromkeys(("norm1", "norm2"), (kind.width,))
-    return (
-        {role: x.shape for role, x in case.weight.items()} == shapes
-        and {role: x.shape for role, x in case.bias.items()} == {role: shapes[role][:1] for role in kind.biases}
-        and case.dy.shape == case.x.shape == (*np.shape(case.attention_mask), kind.width)
-        and case.x.size > 0
-        and (case.rope_theta is None or kind.head_width % 2 == 0)
-        and case.dropout_mask is None
-        and case.B.keys() == case.lambda_.keys() == case.gamma.keys() == case.A.keys() <= kind.shapes().keys()
-        and all(_factors_fit(*own, shapes[role]) for role, own in case.factors.items())
-    )
+        named = case.weight.keys() == {*NORMS, *case.block.shapes()} and case.bias.keys() == case.block.biases
+        if not (named and case.A.keys() == case.B.keys() == case.lambda_.keys() == case.gamma.keys()):
+            return "the roles"
+        if np.shape(case.attention_mask) != case.x.shape[:2] or case.x.size == 0:
+            return "the tokens"
+    try:
+        with np.errstate(all="ignore"):
+            adapter(case) if case.kind == "rank" else reference(case)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return ""
 
 
 def results_from_json(answer: Any, case: Case) -> Mapping[str, Any]:
@@ -253,15 +232,12 @@ def results_file(path: str | Path) -> Callable[[Case], Mapping[str, Any]]:
 
 
 def read_file(path: Path) -> bytes:
-    """A file's bytes; ValueError where it cannot be read or is larger than ``MOST_BYTES``."""
+    """A file's bytes, one more than ``parse`` takes at most; ValueError where it cannot be read."""
     try:
         with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
+            return file.read(MOST_BYTES + 1)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; it must be a file of {FORMAT}") from None
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"{path}: over {MOST_BYTES} bytes; no more are read")
-    return content
 
 
 @cache
