@@ -4,6 +4,7 @@ PEFT 0.21.2 has A as (r, 1, d_max), B as (D_max, n_max, r), Λ as (r, n) and Γ 
 PyTorch, transformers and PEFT are imported when they are called for.
 """
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,15 +13,14 @@ import numpy as np
 
 from ..rank.exact import Progress
 from ..spec import number_of_terms
+from .answers import layer
 from .cases import Case, random_case
 from .report import Report, check, choose
-from .stages import AS_ASKED, layer_of
 from .vectors import stored_cases
 
 Array = Any
 NAME = "default"  # PEFT's name of a model's first adapter
 RANDOM_LAYERS = 240
-CROSSED = frozenset({"crossed pairing"})
 
 
 def check_peft(
@@ -58,19 +58,14 @@ def known_of_peft(case: Case) -> str | None:
     right = case.kind != "layer" or case.pairing == "crossed"
     if right or len(case.lambda_) != number_of_terms(case.weight.shape, case.lambda_.shape[1]):
         return None
-    layer = layer_of(case, None)
-    parts = [[layer(name, choice) for choice in (CROSSED, AS_ASKED)] for name in case.wanted]
-    shows = any(not np.array_equal(crossed[1], asked[1]) for crossed, asked in parts if crossed and asked)
+    crossed, asked = (layer(replace(case, pairing=pairing)) for pairing in ("crossed", "literal"))
+    shows = any(not np.array_equal(crossed[name], asked[name]) for name in case.wanted)
     return "PEFT pairs columns and rows crosswise, the case is literal" if shows else None
 
 
 def installed() -> dict[str, str]:
     """The versions of PyTorch, transformers and PEFT here. ModuleNotFoundError for one that is not installed."""
-    import peft
-    import torch
-    import transformers
-
-    return {one.__name__: one.__version__ for one in (torch, transformers, peft)}
+    return {name: importlib.import_module(name).__version__ for name in ("torch", "transformers", "peft")}
 
 
 def run_peft(case: Case) -> dict[str, Any]:
