@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from random import Random
 from time import perf_counter
 from typing import Any
 
@@ -38,33 +39,26 @@ def search(
     target = named_target(name_of(implementation) if target is None else target, dialect)
     rules = get_dialect("paper" if dialect is None else dialect)
     pairings = ["literal", "crossed"] if dialect is None else [rules.pairing]
+    phases = hypothesis.Phase.generate, hypothesis.Phase.shrink
+    settings = hypothesis.settings(max_examples=count, database=None, deadline=None, phases=phases)
     verdicts: list[Verdict] = []
 
-    @hypothesis.seed(seed)
-    @hypothesis.settings(
-        max_examples=count, database=None, deadline=None, phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
-        suppress_health_check=list(hypothesis.HealthCheck), report_multiple_bugs=False, print_blob=False,
-    )  # fmt: skip
-    @hypothesis.given(st.data())
-    def one(data: Any) -> None:
-        (case,) = choose(kinds, [_draw(data.draw, st, seed, dtype, rules, pairings)], dtype, dialect)
+    def fails(case: Case) -> bool:
+        (case,) = choose(kinds, [case], dtype, dialect)
         verdicts.append(run_case(implementation, case, dtype))
         if progress is not None:
             progress(f"random layer {len(verdicts)}", min(1.0, len(verdicts) / count))
-        if verdicts[-1].wrong:
-            raise _FoundError
+        return bool(verdicts[-1].wrong)
 
-    with suppress(_FoundError, hypothesis.errors.Flaky):  # Flaky: it answers a case now so, now otherwise
-        one()
+    # Flaky: it answers a case now so, now otherwise
+    with suppress(hypothesis.errors.NoSuchExample, hypothesis.errors.Flaky):
+        drawn = st.composite(_draw)(st, seed, dtype, rules, pairings)
+        hypothesis.find(drawn, fails, settings=settings, random=Random(seed))
     first = next((index for index, verdict in enumerate(verdicts) if verdict.wrong), len(verdicts))
     smallest = [verdict for verdict in verdicts if verdict.wrong][-1:]  # what is between them is its shrinking
     only = f"--random {count} --seed {seed}"
     report = report_of(verdicts[:first] + smallest, target, dtype, perf_counter() - begin, only)
     return replace(report, details={"seed": seed, "count": count, "spec": SPEC_VERSION})
-
-
-class _FoundError(Exception):
-    """A failing case was found."""
 
 
 def _draw(draw: Any, st: Any, seed: int, dtype: str | None, rules: Dialect, pairings: Sequence[str]) -> Case:
