@@ -12,17 +12,18 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from .. import checks, nn
-from ..dialects import DIALECTS
-from ..nn.block import NORMS
-from ..spec import Orientation, Pairing
-from .cases import ARRAYS, BASIS_KINDS, KINDS, Case, each
-from .this_package import adapter, reference
+from ..bases import sparsity_squared
+from ..dialects import get_dialect
+from ..nn.block import NORMS, check_block
+from .cases import ARRAYS, KINDS, Case, each
+from .this_package import adapter
 
 Array = Any
 FORMAT, VERSION = "randlora-vectors", 1
@@ -30,6 +31,7 @@ STORED = Path(__file__).parent.parent / "vectors" / "v1"
 FILES = tuple(f"{n}.json" for n in ("layer-exact", "layer-real", *KINDS[1:], "layer-dropout", "dialects", "telling"))
 MOST_BYTES = 1 << 24  # of one file or line
 MOST_ENTRIES = 1 << 20  # of one array
+BOUND = 2.0**64  # of a number
 SHOWN, TOLD = 60, 160  # characters of a bad value, of a reason
 WORDS = {"float32": ">f4", "float64": ">f8"}
 HEAD = ("id", "kind", "tier", "clause", "notes", "exact_in")
@@ -42,15 +44,6 @@ SCALARS = {
     "block": ("block", "causal", "attention_mask", "rope_theta", "pairing", "scaling", "dtype"),
 }
 OPTIONAL = {"layer": ("dialect", "orientation")} | dict.fromkeys(("bases", "start", "count"), ("context",))
-CHOICES = {  # what is one of a few
-    "pairing": get_args(Pairing),
-    "orientation": get_args(Orientation),
-    "dialect": tuple(DIALECTS),
-    "dtype": tuple(WORDS),
-    **dict.fromkeys(("fan_in_fan_out", "merged", "causal"), (False, True)),
-}
-BESIDES = {"alpha": (None,), "rope_theta": (None,), "kind_of_basis": BASIS_KINDS}  # what may stand where numbers do
-LEAST = {"rope_theta": {"above": 0.0}, "kind_of_basis": {"least": 2.0}}  # of numbers that are not just any
 
 
 def parse(text: bytes | str, where: str) -> Any:
@@ -118,8 +111,7 @@ def case_from_json(value: Any, where: str) -> Case:
     """A case, its expected results with it where they are there. ValueError in one line for anything else."""
     try:
         case = _case(value)
-        if why := _misfit(case):
-            raise ValueError(f"the arrays' shapes; they must fit together: {why}")
+        _check(case)
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
         raise ValueError(f"{where}: {' '.join(text.split())[:TOLD]}; it must be as schema.json has it") from None
@@ -127,18 +119,18 @@ def case_from_json(value: Any, where: str) -> Case:
 
 
 def _case(value: Any) -> Case:
+    """A case of the right names; ``_check`` reads the values."""
     required = {*HEAD, "wanted", "given"}
     if not required <= set(value) <= required | {"expected", "intermediate", "gauge"}:
         raise ValueError(f"{str(value)[:SHOWN]!r}; it must be an object of {', '.join(sorted(required))}")
-    kind, given, texts = value["kind"], value["given"], {name: str(value[name]) for name in HEAD}
-    checks.choice("tier", value["tier"], ("exact", "real"))
+    kind, given = value["kind"], value["given"]
     if not set(SCALARS[kind]) <= set(given) <= {*SCALARS[kind], *OPTIONAL.get(kind, ()), *ARRAYS}:
         raise ValueError(f"given {sorted(given)}; it must hold {', '.join(SCALARS[kind])} and the arrays")
-    parts = {
-        name: _array(name, x, given.get("dtype")) if name in ARRAYS else _scalar(name, x) for name, x in given.items()
-    }
-    lists = {name: tuple(map(str, value[name])) for name in ("notes", "exact_in")}
-    case = Case(**{**texts, **lists, **parts})
+    texts = {name: tuple(map(str, x)) if isinstance(x := value[name], list) else str(x) for name in HEAD}
+    parts = {name: _array(name, x, given.get("dtype")) if name in ARRAYS else _tuples(x) for name, x in given.items()}
+    if kind == "block":
+        parts["block"] = nn.BlockSpec(**{**given["block"], "biases": frozenset(given["block"]["biases"])})
+    case = Case(**{**texts, **parts})
     if "expected" in value:
         stored = {name: decode(x, name).astype(np.float64) for name, x in value["expected"].items()}
         if set(stored) != set(case.wanted):
@@ -155,49 +147,55 @@ def _array(name: str, value: Any, dtype: str | None) -> Any:
     return x if dtype is None else x.astype(dtype)
 
 
-def _scalar(name: str, value: Any) -> Any:
-    """One value that is no array, once a door has let it in."""
-    if name in CHOICES:
-        checks.choice(name, value, CHOICES[name])
-    elif name == "seed":
-        checks.seed(value)
-    elif name in ("rank", "context"):
-        checks.number(name, checks.integer(name, value), below=2**31)
-    elif name == "shape":
-        return checks.layer_shape(value)
-    elif name == "shapes":
-        return tuple(checks.layer_shapes(value))
-    elif name == "attention_mask":
-        for entry in (entry for row in value for entry in row):
-            checks.choice(name, checks.integer(name, entry, 0), (0, 1))
-        return tuple(map(tuple, value))
-    elif name == "block":
-        for choice in ("centred", "fused", "gated"):
-            checks.choice(choice, value[choice], (False, True))
-        return nn.BlockSpec(**{**value, "biases": frozenset(value["biases"])})
-    elif value not in BESIDES.get(name, ()):
-        checks.number(name, value, below=2.0**64, **LEAST.get(name, {"above": -(2.0**64)}))
-    return value
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _misfit(case: Case) -> str:
-    """Why the parts of a case do not fit together, or "": what a door refuses, and what no door asks."""
+def _check(case: Case) -> None:
+    """Raises what the package's doors refuse of a case, and what no door asks."""
+    rules = replace(get_dialect(case.dialect), context=case.context, pairing=case.pairing, orientation=case.orientation)
+    choices: dict[str, tuple[Any, ...]] = {"tier": ("exact", "real"), "dtype": tuple(WORDS)}
+    choices |= dict.fromkeys(("fan_in_fan_out", "merged", "causal"), (False, True))
+    for name, allowed in choices.items():
+        checks.choice(name, getattr(case, name), allowed)
+    for name, above in (("scaling", -BOUND), ("alpha", -BOUND), ("rope_theta", 0.0)):
+        if (value := getattr(case, name)) is not None or name == "scaling":
+            checks.number(name, value, above=above, below=BOUND)
+    checks.seed(case.seed)
+    if case.kind_of_basis != "dense":
+        sparsity_squared(case.kind_of_basis, 4)
     if case.kind in ("bases", "start", "count"):
-        return "the context" * (DIALECTS[case.dialect].counted_side == "context" and case.context is None)
-    if case.dropout_mask is not None and (case.merged or case.kind == "block"):
-        return "no dropout_mask"
-    if case.kind == "block":
-        named = case.weight.keys() == {*NORMS, *case.block.shapes()} and case.bias.keys() == case.block.biases
-        if not (named and case.A.keys() == case.B.keys() == case.lambda_.keys() == case.gamma.keys()):
-            return "the roles"
-        if np.shape(case.attention_mask) != case.x.shape[:2] or case.x.size == 0:
-            return "the tokens"
-    try:
-        with np.errstate(all="ignore"):
-            adapter(case) if case.kind == "rank" else reference(case)
-    except (TypeError, ValueError) as error:
-        return str(error)
-    return ""
+        for shape in checks.layer_shapes((case.shape,) if case.kind == "start" else case.shapes):
+            rules.terms(shape, case.rank)
+    elif case.kind == "block":
+        _check_block(case)
+    else:
+        adapter(case)
+    if case.kind == "layer":
+        given = {name: getattr(case, name) for name in ("x", "weight", "bias", "dropout_mask")}
+        checks.linear(case.shape, adapter=case.lambda_, **given)
+        checks.shape("dy", case.dy, (*case.x.shape[:-1], case.shape[0]))
+    if case.dropout_mask is not None and (case.merged or case.kind != "layer"):
+        raise ValueError("dropout_mask: an array; it must be of a layer that is not merged")
+
+
+def _check_block(case: Case) -> None:
+    """The arrays of a block; no door asks whether there are the roles that must be there and no others, and tokens."""
+    kind, tokens, theta = case.block, case.x.shape[:2], case.rope_theta
+    for name in ("centred", "fused", "gated"):
+        checks.choice(name, getattr(kind, name), (False, True))
+    named = case.weight.keys() == {*NORMS, *kind.shapes()} and case.bias.keys() == kind.biases
+    if not (named and case.A.keys() == case.B.keys() == case.lambda_.keys() == case.gamma.keys()):
+        raise ValueError("roles of the arrays; they must be those of the block, of biases and of what is adapted")
+    if np.shape(case.attention_mask) != tokens or case.x.size == 0:
+        raise ValueError(f"attention_mask: it must have an entry for each token of x, shape {case.x.shape}")
+    for entry in chain(*case.attention_mask):
+        checks.choice("attention_mask", checks.integer("attention_mask", entry, 0), (0, 1))
+    for role in case.A:
+        adapter(case, role)
+    tables = theta and nn.rotary_tables(case.x, tokens[1], kind.head_width, theta)
+    check_block(case.x, kind, case.parameters, None, tables)
+    checks.shape("dy", case.dy, case.x.shape)
 
 
 def results_from_json(answer: Any, case: Case) -> Mapping[str, Any]:

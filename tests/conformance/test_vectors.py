@@ -173,7 +173,7 @@ def test_nlg_needs_its_context() -> None:
     assert jsonschema.Draft202012Validator(SCHEMA).is_valid(request)
     del request["case"]["given"]["context"]
     assert not jsonschema.Draft202012Validator(SCHEMA).is_valid(request)
-    with pytest.raises(ValueError, match="fit together"):
+    with pytest.raises(ValueError, match="context: None; it must be a positive integer"):
         v.case_from_json(request["case"], "here")
 
 
@@ -182,7 +182,7 @@ def test_an_empty_block_is_refused() -> None:
     case = {key: x for key, x in RAW["block-004-clip"].items() if key != "expected"}
     empty = v.encode(np.ones((2, 0, 6)))
     case = {**case, "given": {**case["given"], "x": empty, "dy": empty, "attention_mask": [[], []]}}
-    with pytest.raises(ValueError, match="fit together"):
+    with pytest.raises(ValueError, match="it must have an entry for each token"):
         v.case_from_json(case, "here")
 
 
