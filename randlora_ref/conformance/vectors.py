@@ -216,17 +216,21 @@ def named_results(results: Any, where: str) -> Mapping[str, Any]:
 
 def results_file(path: str | Path) -> Callable[[Case], Mapping[str, Any]]:
     """The answers in a results file as an implementation. ValueError that names the file for a bad one."""
-    content = parse(read_file(Path(path)), str(path))
-    head = [content.get(key) for key in ("format", "version")] if isinstance(content, dict) else []
-    if head != ["randlora-results", VERSION]:
-        raise ValueError(f"{path}: it must be of format 'randlora-results', version {VERSION}")
-    rows = content.get("results")
+    rows = _content(Path(path), "randlora-results").get("results")
     if not isinstance(rows, dict):
         raise ValueError(f"{path}: results {str(rows)[:SHOWN]!r}; it must be an object by case id")
     unknown = sorted(set(rows) - {case.id for case in stored_cases()})
     if unknown:
         raise ValueError(f"{path}: case {unknown[0][:SHOWN]!r} of results; it must be an id of the vectors")
     return lambda case: named_results(rows[case.id], case.id) if case.id in rows else {}
+
+
+def _content(path: Path, known: str) -> dict[str, Any]:
+    """The JSON object of a file of this format."""
+    content = parse(read_file(path), str(path))
+    if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (known, VERSION):
+        raise ValueError(f"{path}: it must be of format {known!r}, version {VERSION}")
+    return content
 
 
 def read_file(path: Path) -> bytes:
@@ -241,10 +245,7 @@ def read_file(path: Path) -> bytes:
 @cache
 def stored_cases(folder: Path = STORED) -> tuple[Case, ...]:
     """All cases of a folder of vectors, each file's SHA-256 compared with the manifest's. ValueError names the file."""
-    manifest = parse(read_file(folder / "MANIFEST.json"), "MANIFEST.json")
-    if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
-        raise ValueError(f"{folder / 'MANIFEST.json'}: it must be of format {FORMAT!r}, version {VERSION}")
-    cases: list[Case] = []
+    manifest, cases = _content(folder / "MANIFEST.json", FORMAT), list[Case]()
     for name in FILES:
         content = read_file(folder / name)
         if hashlib.sha256(content).hexdigest() != manifest.get("files", {}).get(name, {}).get("sha256"):
