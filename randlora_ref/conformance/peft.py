@@ -97,7 +97,7 @@ def peft_bases(
     ``draw_dtype``: PEFT is made to believe that the hardware has bfloat16, or for "float16" that it has none.
     """
     checks.choice("kind", kind, BASIS_KINDS)
-    sparse = {name: kind == name for name in BASIS_KINDS[1:]}
+    sparse = {name: kind == name for name in ("sparse", "very_sparse")}
     model = peft_model(shapes, rank, draw_dtype=draw_dtype, projection_prng_key=seed, **sparse).base_model
     return _numpy(model.randlora_A[NAME])[:, 0, :], _numpy(model.randlora_B[NAME]).transpose(1, 0, 2)
 

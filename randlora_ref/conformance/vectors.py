@@ -199,19 +199,15 @@ def _check_block(case: Case) -> None:
 
 
 def results_from_json(answer: Any, case: Case) -> Mapping[str, Any]:
-    """The results in a program's answer. ValueError for an answer that is none."""
+    """Results by name: arrays as in the vectors, nested lists, or "unsupported: reason". ValueError for no answer."""
     if not isinstance(answer, dict) or answer.get("id") != case.id:
         raise ValueError(f"{str(answer)[:SHOWN]!r}; it must be an object with the case's id {case.id!r}")
     if isinstance(answer.get("unsupported"), str):
         return dict.fromkeys(case.wanted, f"unsupported: {answer['unsupported'][:TOLD]}")
-    return named_results(answer.get("results"), case.id)
-
-
-def named_results(results: Any, where: str) -> Mapping[str, Any]:
-    """Results by name from JSON: arrays as in the vectors, nested lists, or "unsupported: reason"."""
+    results = answer.get("results")
     if not isinstance(results, dict):
-        raise ValueError(f"{where}: results {str(results)[:SHOWN]!r}; it must be an object of arrays by name")
-    return {name: decode(x, f"{where}: {name}") if isinstance(x, dict) else x for name, x in results.items()}
+        raise ValueError(f"{case.id}: results {str(results)[:SHOWN]!r}; it must be an object of arrays by name")
+    return {name: decode(x, f"{case.id}: {name}") if isinstance(x, dict) else x for name, x in results.items()}
 
 
 def results_file(path: str | Path) -> Callable[[Case], Mapping[str, Any]]:
@@ -222,7 +218,7 @@ def results_file(path: str | Path) -> Callable[[Case], Mapping[str, Any]]:
     unknown = sorted(set(rows) - {case.id for case in stored_cases()})
     if unknown:
         raise ValueError(f"{path}: case {unknown[0][:SHOWN]!r} of results; it must be an id of the vectors")
-    return lambda case: named_results(rows[case.id], case.id) if case.id in rows else {}
+    return lambda case: results_from_json({"id": case.id, "results": rows.get(case.id, {})}, case)
 
 
 def _content(path: Path, known: str) -> dict[str, Any]:
