@@ -91,11 +91,11 @@ def _native(seed: int, n: int, D: int, d: int, r: int, kind: Any, faults: Set[st
         words = np.array([philox_word(seed, stream, e) for e in range(count)])
         if kind == "dense":
             odd = words >> 8 if "not centred" in faults else 2 * (words >> 8) + 1 - 2**24
-            root3 = 1.0 if "no variance" in faults else np.float32(math.sqrt(3))
-            return rounded(odd / 2**24 * np.float64(root3), "float32")  # of 24 digits each: exact in float64
+            root3 = 1.0 if "no variance" in faults else rounded(math.sqrt(3), "float32")
+            return rounded(odd / 2**24 * root3, "float32")  # of 24 digits each: exact in float64
         s_squared = {"sparse": Fraction(36), "very_sparse": Fraction(max(D, 4))}.get(kind) or Fraction(kind) ** 2
         threshold = math.isqrt(2**64 * s_squared.denominator // s_squared.numerator)
-        size = np.float64(np.float32(math.sqrt(math.sqrt(s_squared) / 2)))
+        size = rounded(math.sqrt(math.sqrt(s_squared) / 2), "float32")
         return size * (1.0 * (words >= 2**32 - threshold) - (words < threshold))
 
     first, A = ("streams from 0" not in faults), entries(0, r * d)
@@ -116,14 +116,12 @@ def _torch(seed: int, n: int, D: int, d: int, r: int, kind: Any, faults: Set[str
         if rule.B_first or "B first" in faults:
             drawn = np.roll(drawn, of_A)
         fan_in = (r * d, D * r) if rule.whole else (d, r)
-        parts = (drawn[:of_A], fan_in[0]), (drawn[of_A:], fan_in[1])
-        A, B = (_kaiming(part, fan, half, faults) for part, fan in parts)
+        A, B = (_kaiming(*part, half, faults) for part in zip(np.split(drawn, [of_A]), fan_in, strict=True))
     else:
         half, p = "float32", {"sparse": 1 / 6, "very_sparse": 1 / (2 * math.sqrt(min(D, d)))}[kind]
         if kind == "very_sparse" and "s = sqrt(D)" in faults:
             p = 1 / math.sqrt(D)
-        ternary = 1.0 * (drawn > rounded(1 - p, half)) - 1.0 * (drawn < rounded(p, half))
-        A, B = ternary[:of_A], ternary[of_A:]
+        A, B = np.split(1.0 * (drawn > rounded(1 - p, half)) - (drawn < rounded(p, half)), [of_A])
     by_row = kind != "dense" or "B at once" in faults
     B = B.reshape(D, n, r).transpose(1, 0, 2) if by_row else B.reshape(n, D, r)
     return _over_deviation(A.reshape(r, d), B, half, faults)
