@@ -42,10 +42,9 @@ def check_peft(
     others = ("paper", "bases"), ("paper", "start")
     stored = stored_cases() if dialect else choose(None, None, None)
     cases += [case for case in stored if dialect or (case.dialect, case.kind) not in others]
-    options |= {"dtype": options.get("dtype"), "dialect": dialect}
-    chosen = choose(options.get("kinds"), cases, options["dtype"], dialect)
-    report = check(run_peft, cases=chosen, target="peft", progress=progress, **options)
-    asked = () if dialect or options["dtype"] else chosen
+    chosen = choose(options.get("kinds"), cases, options.get("dtype"), dialect)
+    report = check(run_peft, cases=chosen, target="peft", progress=progress, dialect=dialect, **options)
+    asked = () if dialect or options.get("dtype") else chosen
     known = {case.id: reason for case in asked if (reason := known_of_peft(case))}
     failed = {failure.case.id for failure in report.failures}
     failures = tuple(failure for failure in report.failures if failure.case.id not in known)
