@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from .cases import Case
 
 Array = Any
-NEEDS = ("x", "lambda_", "gamma")  # what is differentiated, in the order of dx, dlambda, dgamma
+GIVEN = ("x", "weight", "bias", "A", "B", "lambda_", "gamma", "scaling")
 
 
 def autograd(forward: Callable[..., Any], library: str | None = None) -> Callable[[Case], Mapping[str, Any]]:
@@ -26,37 +27,39 @@ def autograd(forward: Callable[..., Any], library: str | None = None) -> Callabl
     def implementation(case: Case) -> Mapping[str, Any]:
         if case.kind != "layer" or case.dropout_mask is not None:
             return dict.fromkeys(case.wanted, "unsupported: a forward pass of layers without dropout was given")
-        given = {name: getattr(case, name) for name in ("x", "weight", "bias", "A", "B", "lambda_", "gamma")}
-        y, gradients = PULLED_BACK[library](forward, given, case.dy, case.scaling)
-        out_features, in_features = case.weight.shape
-        rows = {"x": np.eye(in_features), "weight": np.zeros(case.weight.shape), "bias": None}
-        rows = {name: None if x is None else x.astype(case.weight.dtype) for name, x in rows.items()}
-        dy = np.zeros((in_features, out_features), case.weight.dtype)
-        transposed, _ = PULLED_BACK[library](forward, {**given, **rows}, dy, case.scaling)
-        return {"y": y, "delta_weight": transposed.T, **dict(zip(("dx", "dlambda", "dgamma"), gradients, strict=True))}
+        y, (dx, dlambda, dgamma) = PULLED_BACK[library](forward, case)
+        zeros = np.zeros_like(case.weight)
+        identity = replace(case, x=np.eye(zeros.shape[1], dtype=zeros.dtype), weight=zeros, bias=None, dy=zeros.T)
+        transposed, _ = PULLED_BACK[library](forward, identity)
+        return {"y": y, "delta_weight": transposed.T, "dx": dx, "dlambda": dlambda, "dgamma": dgamma}
 
     return implementation
 
 
-def _torch(forward: Callable[..., Any], given: dict[str, Array], dy: Array, scaling: float) -> tuple[Array, Any]:
+def _run(forward: Callable[..., Any], case: Case) -> Array:
+    return forward(**{name: getattr(case, name) for name in GIVEN})
+
+
+def _torch(forward: Callable[..., Any], case: Case) -> tuple[Array, Any]:
     import torch
 
-    tensors = {name: None if x is None else torch.tensor(x, requires_grad=name in NEEDS) for name, x in given.items()}
-    y = forward(**tensors, scaling=scaling)
-    return y.detach(), torch.autograd.grad(y, [tensors[name] for name in NEEDS], torch.tensor(dy))
+    case = case.with_arrays(torch.tensor)
+    learned = [x.requires_grad_() for x in (case.x, case.lambda_, case.gamma)]
+    y = _run(forward, case)
+    return y.detach(), torch.autograd.grad(y, learned, case.dy)
 
 
-def _jax(forward: Callable[..., Any], given: dict[str, Array], dy: Array, scaling: float) -> tuple[Array, Any]:
+def _jax(forward: Callable[..., Any], case: Case) -> tuple[Array, Any]:
     import jax  # type: ignore[import-not-found, unused-ignore]
 
     with jax.enable_x64(True):  # without it JAX rounds float64 to float32 in silence
-        arrays = {name: None if x is None else jax.numpy.asarray(x) for name, x in given.items()}
+        case = case.with_arrays(jax.numpy.asarray)
 
-        def of(*learned: Array) -> Array:
-            return forward(**{**arrays, **dict(zip(NEEDS, learned, strict=True))}, scaling=scaling)
+        def of(x: Array, lambda_: Array, gamma: Array) -> Array:
+            return _run(forward, replace(case, x=x, lambda_=lambda_, gamma=gamma))
 
-        y, pull_back = jax.vjp(of, *(arrays[name] for name in NEEDS))
-        return y, pull_back(jax.numpy.asarray(dy))
+        y, pull_back = jax.vjp(of, case.x, case.lambda_, case.gamma)
+        return y, pull_back(case.dy)
 
 
-PULLED_BACK = {"torch": _torch, "jax": _jax}
+PULLED_BACK = {"torch": _torch, "jax": _jax}  # y, and the gradients of x, Λ and Γ

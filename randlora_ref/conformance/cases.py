@@ -1,7 +1,7 @@
 """Cases of the conformance kit: what an implementation is given, and the names of what it is asked for."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
@@ -98,20 +98,15 @@ class Case:
 
     @property
     def factors(self) -> dict[str, tuple[Array, Array, Array, Array]]:
-        """A block's (A, B, Λ, Γ) by role, of the roles that are adapted."""
+        """(A, B, Λ, Γ) by role, of a block's roles that are adapted; of a layer itself under ""."""
+        if self.kind != "block":
+            return {"": (self.A, self.B, self.lambda_, self.gamma)}
         return {role: (A, self.B[role], self.lambda_[role], self.gamma[role]) for role, A in self.A.items()}
 
     @property
     def parameters(self) -> dict[str, tuple[Array, Array | None]]:
         """A block's (weight, bias or None) by role."""
         return {role: (weight, self.bias.get(role)) for role, weight in self.weight.items()}
-
-    @property
-    def layers(self) -> list[tuple[Array, tuple[int, int]]]:
-        """Λ and shape (out, in) of the layer, or of each of a block's that is adapted."""
-        if self.kind == "block":
-            return [(self.lambda_[role], self.weight[role].shape) for role in self.A]
-        return [(self.lambda_, self.shape if self.weight is None else self.weight.shape)]
 
     @property
     def size(self) -> int:
@@ -136,31 +131,24 @@ def each(convert: Callable[[Any], Any], value: Any) -> Any:
 
 
 def rounded(x: Array, dtype: str) -> Array:
-    """``x`` rounded to ``dtype`` by the nearest, ties to even; bfloat16 is held in float32."""
+    """``x`` rounded to ``dtype`` once, to the nearest, ties to even; bfloat16, of 8 digits, is held in float32."""
     if dtype != "bfloat16":
         return np.asarray(x).astype(dtype)
-    bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
-    nearest = (bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) & np.uint32(0xFFFF0000)
-    return nearest.view(np.float32).reshape(np.shape(x))
+    exponent = np.frexp(x)[1] - 8
+    return np.ldexp(np.rint(np.ldexp(x, -exponent)), exponent).astype(np.float32)
 
 
 def draw_layer(
-    id_: str, shape: tuple[int, int], r: int, lead: tuple[int, ...], pad: tuple[int, ...],
-    draw: Callable[[int, tuple[int, ...]], Array], n: int, orientation: spec.Orientation, **more: Any,
+    id_: str, shape: tuple[int, int], r: int, rules: Dialect, context: int | None, lead: tuple[int, ...],
+    pad: Sequence[int], draw: Callable[[int, tuple[int, ...]], Array], **more: Any,
 ) -> Case:  # fmt: skip
     """A layer of ``shape`` (out, in), each array by ``draw(largest, size)``; bases larger by ``pad`` in d, n and D."""
-    (out_features, in_features), (D, d) = shape, spec.sides(shape, orientation)
+    n, (D, d) = rules.terms(shape, r, context=context), spec.sides(shape, rules.orientation)
     A, B = np.full((r, d + pad[0]), ROGUE), np.full((n + pad[1], D + pad[2], r), ROGUE)
     A[:, :d], B[:n, :D] = draw(1, (r, d)), draw(1, (n, D, r))
-    sizes = {"x": (*lead, in_features), "weight": shape, "bias": (out_features,), "lambda_": (n, r), "gamma": (n, d)}
-    given = {name: draw(3, size) for name, size in sizes.items()} | {"dy": draw(3, (*lead, out_features))}
-    case = Case(id=id_, kind="layer", orientation=orientation, **{**given, "A": A, "B": B, **more})
-    return replace(case, notes=flags(case))
-
-
-def with_mask(case: Case, mask: Array) -> Case:
-    """A layer case with a dropout mask of the shape of x."""
-    return replace(case, dropout_mask=mask, notes=(*case.notes, "dropout"))
+    sizes = {"x": (*lead, shape[1]), "weight": shape, "bias": shape[:1], "lambda_": (n, r), "gamma": (n, d)}
+    given = {name: draw(3, size) for name, size in sizes.items()} | {"dy": draw(3, (*lead, shape[0])), "A": A, "B": B}
+    return Case(id=id_, kind="layer", orientation=rules.orientation, **{**given, **more})
 
 
 def random_case(index: int, seed: int = 0, dialect: str = "peft") -> Case:
@@ -172,37 +160,37 @@ def random_case(index: int, seed: int = 0, dialect: str = "peft") -> Case:
     """
     rules = get_dialect(dialect)
     index, seed = checks.integer("index", index, 0), checks.seed(seed)
-    rng = np.random.default_rng([seed, index])
+    rng, masks, contexts = (np.random.default_rng([seed, index, *part]) for part in ((), (1,), (2,)))
     d, more = int(rng.integers(2, 13) if index % 16 else rng.integers(24, 49)), int(rng.integers(1, 9))
     shape = ((d, d + more), (d + more, d), (d, d))[index % 3]
     divisors, others = [r for r in range(1, d + 1) if d % r == 0], [r for r in range(2, d) if d % r] or [d]
     r = int((rng.choice(divisors), rng.choice(others), d, d + more, 1)[index // 3 % 5])
     exact, dtype = bool(rng.integers(2)), ("float32", "float64")[int(rng.integers(2))]
     alpha = r * 2.0 ** int(rng.integers(-2, 4)) if exact else float(rng.choice([1, 2 * r, 20 * r, 640]))
-    n = rules.terms(shape, r, context=int(np.random.default_rng([seed, index, 2]).integers(1, 2 * d)))
     case = draw_layer(
-        f"random-{dialect}-{seed}-{index}", shape, r,
+        f"random-{dialect}-{seed}-{index}", shape, r, rules, context=int(contexts.integers(1, 2 * d)),
         lead=[(7,), (3, 2), (), (0,), (1,)][int(rng.choice(5, p=[0.6, 0.2, 0.1, 0.05, 0.05]))],
-        pad=tuple(int(k) for k in rng.integers(0, 3, 3)),
+        pad=rng.integers(0, 3, 3).tolist(),
         draw=lambda most, size: rng.integers(-most, most + 1, size) if exact else rng.standard_normal(size),
-        n=n, orientation=rules.orientation, dialect=dialect, pairing=rules.pairing,
-        alpha=alpha, scaling=1.0 if rules.scaling_rule == "1" else alpha / r,
+        dialect=dialect, pairing=rules.pairing, alpha=alpha, scaling=1.0 if rules.scaling_rule == "1" else alpha / r,
         fan_in_fan_out=bool(rng.integers(2)), merged=bool(rng.integers(4) == 0),
         **({} if rng.integers(4) else {"bias": None}),
     )  # fmt: skip
-    masks, p = np.random.default_rng([seed, index, 1]), 0.5 if exact else 0.1
     if not case.merged and masks.integers(3) == 0:
-        case = with_mask(case, (masks.random(case.x.shape) >= p) / (1 - p))
+        p = 0.5 if exact else 0.1
+        case = replace(case, dropout_mask=(masks.random(case.x.shape) >= p) / (1 - p))
     (case,) = of_dialect([case], rules)
     if exact:
-        return replace(case.cast(dtype), exact_in=("float32", "float64"))
-    if index % 7 == 5:
-        starts = zip(("lambda_", "gamma"), rules.start(shape, r, n), strict=True)
-        case = replace(case, **{name: np.full_like(getattr(case, name), value) for name, value in starts})
-    kind, (n, D, _) = BASIS_KINDS[int(rng.integers(3))], case.B.shape
-    large = (max(D, 64, (n - 1) * r + 1), max(case.A.shape[1], 32, n * r))  # large enough to be sure of a deviation
-    bases = draw_bases("peft", seed=int(rng.integers(2**31)), shapes=[large], rank=r, kind=kind)
-    case = replace(case, tier="real", A=bases.A[:, : case.A.shape[1]], B=bases.B[:n, :D]).cast(dtype)
+        case = replace(case, exact_in=("float32", "float64"))
+    else:
+        if index % 7 == 5:
+            lambda_, gamma = rules.start(shape, r, len(case.lambda_))
+            case = replace(case, lambda_=np.full_like(case.lambda_, lambda_), gamma=np.full_like(case.gamma, gamma))
+        kind, (n, D, _) = BASIS_KINDS[int(rng.integers(3))], case.B.shape
+        large = (max(D, 64, (n - 1) * r + 1), max(case.A.shape[1], 32, n * r))  # to be sure of a deviation
+        bases = draw_bases("peft", seed=int(rng.integers(2**31)), shapes=[large], rank=r, kind=kind)
+        case = replace(case, tier="real", A=bases.A[:, : case.A.shape[1]], B=bases.B[:n, :D])
+    case = case.cast(dtype)
     return replace(case, notes=flags(case))
 
 
@@ -216,7 +204,7 @@ def of_dialect(cases: Iterable[Case], dialect: str | Dialect) -> Iterator[Case]:
         if case.kind in ("bases", "start", "count"):
             if case.dialect == rules.name:
                 yield case
-        elif all(_agrees(case, rules, lambda_, shape) for lambda_, shape in case.layers):
+        elif all(_agrees(case, rules, role) for role in case.factors):
             if case.alpha is not None:
                 n, r = case.lambda_.shape
                 same = math.isclose(rules.scaling(r, n, case.alpha), case.scaling, rel_tol=2**-50)
@@ -224,8 +212,9 @@ def of_dialect(cases: Iterable[Case], dialect: str | Dialect) -> Iterator[Case]:
             yield case
 
 
-def _agrees(case: Case, rules: Dialect, lambda_: Array, shape: tuple[int, int]) -> bool:
+def _agrees(case: Case, rules: Dialect, role: str) -> bool:
     """Whether pairing, scaling, widths and the place of each entry of M are the dialect's, or cannot show."""
+    lambda_, shape = case.factors[role][2], case.weight[role].shape if role else case.shape
     if not (case.pairing == rules.pairing or 1 in lambda_.shape) or (rules.scaling_rule == "1" and case.scaling != 1):
         return False
     asked, own = [spec.sides(shape, orientation) for orientation in (case.orientation, rules.orientation)]

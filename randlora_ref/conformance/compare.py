@@ -75,10 +75,9 @@ def judge(case: Case, results: Mapping[str, Any], dtype: str | None = None) -> V
     """Each result that is wanted is right, wrong or absent."""
     wrong, absent = [], []
     right, limit = expected(case), limits(case, dtype)
-    unknown = [str(name) for name in results if name not in {*WANTED.get(case.kind, ()), *case.wanted}]
-    missing = (
-        f"{MISSING}; unknown result {unknown[0][:SHOWN]!r}; wanted {', '.join(case.wanted)}" if unknown else MISSING
-    )
+    missing, known = MISSING, {*WANTED.get(case.kind, ()), *case.wanted}
+    if unknown := [str(name) for name in results if name not in known]:
+        missing += f"; unknown result {unknown[0][:SHOWN]!r}; wanted {', '.join(case.wanted)}"
     for name in case.wanted:
         value = results.get(name)
         if value is None or (isinstance(value, str) and value.startswith("unsupported")):

@@ -4,23 +4,24 @@ PEFT 0.21.2 has A as (r, 1, d_max), B as (D_max, n_max, r), Λ as (r, n) and Γ 
 PyTorch, transformers and PEFT are imported when they are called for.
 """
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from .. import checks
 from ..rank.exact import Progress
 from ..spec import number_of_terms
-from .cases import Case, random_case
+from .answers import layer
+from .cases import BASIS_KINDS, Case, random_case
 from .report import Report, check, choose
-from .stages import AS_ASKED, layer_of
 from .vectors import stored_cases
 
 Array = Any
 NAME = "default"  # PEFT's name of a model's first adapter
 RANDOM_LAYERS = 240
-CROSSED = frozenset({"crossed pairing"})
 
 
 def check_peft(
@@ -41,10 +42,9 @@ def check_peft(
     others = ("paper", "bases"), ("paper", "start")
     stored = stored_cases() if dialect else choose(None, None, None)
     cases += [case for case in stored if dialect or (case.dialect, case.kind) not in others]
-    options |= {"dtype": options.get("dtype"), "dialect": dialect}
-    chosen = choose(options.get("kinds"), cases, options["dtype"], dialect)
-    report = check(run_peft, cases=chosen, target="peft", progress=progress, **options)
-    asked = () if dialect or options["dtype"] else chosen
+    chosen = choose(options.get("kinds"), cases, options.get("dtype"), dialect)
+    report = check(run_peft, cases=chosen, target="peft", progress=progress, dialect=dialect, **options)
+    asked = () if dialect or options.get("dtype") else chosen
     known = {case.id: reason for case in asked if (reason := known_of_peft(case))}
     failed = {failure.case.id for failure in report.failures}
     failures = tuple(failure for failure in report.failures if failure.case.id not in known)
@@ -58,19 +58,14 @@ def known_of_peft(case: Case) -> str | None:
     right = case.kind != "layer" or case.pairing == "crossed"
     if right or len(case.lambda_) != number_of_terms(case.weight.shape, case.lambda_.shape[1]):
         return None
-    layer = layer_of(case, None)
-    parts = [[layer(name, choice) for choice in (CROSSED, AS_ASKED)] for name in case.wanted]
-    shows = any(not np.array_equal(crossed[1], asked[1]) for crossed, asked in parts if crossed and asked)
+    crossed, asked = (layer(replace(case, pairing=pairing)) for pairing in ("crossed", "literal"))
+    shows = any(not np.array_equal(crossed[name], asked[name]) for name in case.wanted)
     return "PEFT pairs columns and rows crosswise, the case is literal" if shows else None
 
 
 def installed() -> dict[str, str]:
     """The versions of PyTorch, transformers and PEFT here. ModuleNotFoundError for one that is not installed."""
-    import peft
-    import torch
-    import transformers
-
-    return {one.__name__: one.__version__ for one in (torch, transformers, peft)}
+    return {name: importlib.import_module(name).__version__ for name in ("torch", "transformers", "peft")}
 
 
 def run_peft(case: Case) -> dict[str, Any]:
@@ -100,9 +95,8 @@ def peft_bases(
 
     ``draw_dtype``: PEFT is made to believe that the hardware has bfloat16, or for "float16" that it has none.
     """
-    if kind not in ("dense", "sparse", "very_sparse"):
-        raise ValueError(f"kind: {kind!r}; PEFT's must be 'dense', 'sparse' or 'very_sparse'")
-    sparse = {"sparse": kind == "sparse", "very_sparse": kind == "very_sparse"}
+    checks.choice("kind", kind, BASIS_KINDS)
+    sparse = {name: kind == name for name in ("sparse", "very_sparse")}
     model = peft_model(shapes, rank, draw_dtype=draw_dtype, projection_prng_key=seed, **sparse).base_model
     return _numpy(model.randlora_A[NAME])[:, 0, :], _numpy(model.randlora_B[NAME]).transpose(1, 0, 2)
 
@@ -118,12 +112,11 @@ def peft_model(
     from peft import RandLoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
 
-    module = torch.nn.Module()
-    for i, (out_features, in_features) in enumerate(shapes):
-        empty = torch.nn.utils.skip_init(torch.nn.Linear, in_features, out_features, bias=bias)
-        module.add_module(f"lin{i}", Conv1D(out_features, in_features) if conv1d else empty)
-    names = [f"lin{i}" for i in range(len(shapes))]
-    settings = RandLoraConfig(r=rank, randlora_alpha=alpha, target_modules=names, fan_in_fan_out=conv1d, **config)
+    def empty(out_features: int, in_features: int) -> Any:
+        return torch.nn.utils.skip_init(torch.nn.Linear, in_features, out_features, bias=bias)
+
+    module = torch.nn.ModuleDict({f"lin{i}": (Conv1D if conv1d else empty)(*shape) for i, shape in enumerate(shapes)})
+    settings = RandLoraConfig(r=rank, randlora_alpha=alpha, target_modules=[*module], fan_in_fan_out=conv1d, **config)
     with mock.patch("peft.tuners.randlora.model.is_bf16_available", return_value=draw_dtype == "bfloat16"):
         return get_peft_model(module, settings)
 
@@ -132,34 +125,31 @@ def _run_layer(case: Case) -> dict[str, Any]:
     """Forward and backward of PEFT's layer with the case's arrays in the case's dtype."""
     import torch
 
-    def of(x: Array) -> Any:
-        return torch.tensor(np.array(x, dtype=np.float64), dtype=getattr(torch, case.dtype))
-
     (n, rank), shape = case.lambda_.shape, case.weight.shape
     if n != (terms := number_of_terms(shape, rank)):
         return dict.fromkeys(case.wanted, f"unsupported: PEFT has n = {terms} terms here, never {n}")
     alpha = case.scaling * rank if case.alpha is None else case.alpha
     model = peft_model([shape], rank, bias=case.bias is not None, conv1d=case.fan_in_fan_out, alpha=alpha)
-    layer = model.to(getattr(torch, case.dtype)).base_model.model.lin0
+    dtype = getattr(torch, case.dtype)
+    c = case.with_arrays(lambda x: torch.tensor(np.array(x), dtype=dtype))
+    layer = model.to(dtype).base_model.model.lin0
     lambda_, gamma, base = layer.randlora_lambda[NAME], layer.randlora_gamma[NAME], layer.get_base_layer()
     with torch.no_grad():
-        base.weight.copy_(of(case.weight.T if case.fan_in_fan_out else case.weight))
-        if base.bias is not None:
-            base.bias.copy_(of(np.zeros(shape[0]) if case.bias is None else case.bias))
-        lambda_.copy_(of(case.lambda_.T))
-        gamma.copy_(of(case.gamma))
-    layer.randlora_A[NAME], layer.randlora_B[NAME] = of(case.A[:, None, :]), of(case.B.transpose(1, 0, 2))
+        base.weight.copy_(c.weight.T if c.fan_in_fan_out else c.weight)
+        if c.bias is not None:  # else Conv1D's is zero
+            base.bias.copy_(c.bias)
+        lambda_.copy_(c.lambda_.T)
+        gamma.copy_(c.gamma)
+    layer.randlora_A[NAME], layer.randlora_B[NAME] = c.A[:, None, :], c.B.transpose(0, 1).contiguous()
     delta = _numpy(layer.get_delta_weight(NAME))
-    if case.merged:
+    if c.merged:
         layer.merge()
-    if case.dropout_mask is not None:  # PEFT's own dropout, of p = 0, in training mode, times the mask
-        mask = of(case.dropout_mask)
-        layer.train().randlora_dropout[NAME].register_forward_hook(lambda module, given, output: output * mask)
-    x = of(case.x).requires_grad_()
-    y = layer(x)
-    y.backward(of(case.dy))
-    results = {"delta_weight": delta.T if case.fan_in_fan_out else delta, "y": _numpy(y), "dx": _numpy(x.grad)}
-    return results if case.merged else {**results, "dlambda": _numpy(lambda_.grad).T, "dgamma": _numpy(gamma.grad)}
+    if c.dropout_mask is not None:  # PEFT's own dropout, of p = 0, in training mode, times the mask
+        layer.train().randlora_dropout[NAME].register_forward_hook(lambda module, x, y: y * c.dropout_mask)
+    y = layer(c.x.requires_grad_())
+    y.backward(c.dy)
+    results = {"delta_weight": delta.T if c.fan_in_fan_out else delta, "y": _numpy(y), "dx": _numpy(c.x.grad)}
+    return results if c.merged else {**results, "dlambda": _numpy(lambda_.grad).T, "dgamma": _numpy(gamma.grad)}
 
 
 def _numpy(x: Any) -> Array:

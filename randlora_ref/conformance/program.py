@@ -9,10 +9,10 @@ import os
 import select
 import shlex
 import signal
-import subprocess
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
+from subprocess import PIPE, Popen, TimeoutExpired
 from typing import Any
 
 from .cases import Case
@@ -32,7 +32,7 @@ class Program(AbstractContextManager["Program"]):
             raise ValueError(f"command: {command!r}: {error}; it must be what a shell takes") from None
         self.seconds, self.lives, self.last = seconds, LIVES, ""
         self.until = time.monotonic() + total_seconds
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Any = None  # a Popen while it runs
         if not self.words:
             raise ValueError(f"command: {command!r}; it must name a program")
         self._start()
@@ -41,31 +41,26 @@ class Program(AbstractContextManager["Program"]):
         self._stop()
 
     def _start(self) -> None:
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         try:
-            self.process = subprocess.Popen(self.words, bufsize=0, start_new_session=True, **pipes)
+            self.process = Popen(self.words, stdin=PIPE, stdout=PIPE, stderr=PIPE, bufsize=0, start_new_session=True)
         except OSError as error:
             raise ValueError(f"command: {self.words[0]!r}: {error.strerror}; it must be a program") from None
         self.lives, self.told = self.lives - 1, b""
 
     def _stop(self) -> None:
         process, self.process = self.process, None
-        if process is None:
-            return
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        with process:  # waits, and closes the pipes
-            pass
+        if process is not None:
+            with process, suppress(ProcessLookupError):  # waits at the end, and closes the pipes
+                os.killpg(process.pid, signal.SIGKILL)
 
     def _exchange(self, request: bytes, seconds: float) -> bytes:
         """What the program writes up to the end of a line, of its output or of what is read at most."""
-        into, out = self.process.stdin.fileno(), self.process.stdout.fileno()  # type: ignore[union-attr]
-        said = [self.process.stderr.fileno()]  # type: ignore[union-attr]
+        into, out, said = (pipe.fileno() for pipe in (self.process.stdin, self.process.stdout, self.process.stderr))
         os.set_blocking(into, False)
-        end, answer = time.monotonic() + seconds, bytearray()
-        while b"\n" not in answer[-CHUNK:] and len(answer) <= MOST_BYTES:
+        end, answer, open_ = time.monotonic() + seconds, bytearray(), [out, said]
+        while out in open_ and b"\n" not in answer[-CHUNK:] and len(answer) <= MOST_BYTES:
             left = end - time.monotonic()
-            readable, writable, _ = select.select([out, *said], [into] if request else [], [], max(0.0, left))
+            readable, writable, _ = select.select(open_, [into] if request else [], [], max(0.0, left))
             if left <= 0 or not (readable or writable):
                 raise TimeoutError
             if writable:
@@ -73,23 +68,21 @@ class Program(AbstractContextManager["Program"]):
                     request = request[os.write(into, request[:CHUNK]) :]
                 except OSError:
                     request = b""  # it reads no more; what it has written is still judged
-            if said and said[0] in readable:
-                chunk = os.read(said[0], CHUNK)
-                self.told, said = (self.told + chunk)[-TOLD:], said if chunk else []
-            if out in readable:
-                chunk = os.read(out, CHUNK)
-                if not chunk:
-                    break
-                answer += chunk
+            for pipe in readable:
+                if not (chunk := os.read(pipe, CHUNK)):
+                    open_.remove(pipe)
+                elif pipe == out:
+                    answer += chunk
+                else:
+                    self.told = (self.told + chunk)[-TOLD:]
         return bytes(answer)
 
     def _last_words(self) -> str:
         """The exit status of a program that has ended, and the end of what it wrote to stderr."""
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(0.2)  # type: ignore[union-attr]
-        status = self.process.returncode  # type: ignore[union-attr]
-        said = " ".join(self.told.decode(errors="replace").split())
-        return f"{'' if status is None else f'; exit status {status}'}{f'; stderr: {said!r}' if said else ''}"
+        with suppress(TimeoutExpired):
+            self.process.wait(0.2)
+        status, said = self.process.returncode, " ".join(self.told.decode(errors="replace").split())
+        return f"; exit status {status}" * (status is not None) + f"; stderr: {said!r}" * bool(said)
 
     def __call__(self, case: Case) -> Mapping[str, Any]:
         """The program's results of a case; what goes wrong with it is a text, and so a failure."""
@@ -101,9 +94,10 @@ class Program(AbstractContextManager["Program"]):
         seconds = min(self.seconds, self.until - time.monotonic())
         try:
             answer = self._exchange(request.encode(), seconds)
-            if answer.find(b"\n") != len(answer) - 1 or not answer:
-                flood = f"a line of over {MOST_BYTES} bytes, more than one, or an unfinished one"
-                raise ValueError(flood if answer else "the program has ended")
+            if not answer:
+                raise ValueError("the program has ended")
+            if answer.find(b"\n") != len(answer) - 1:
+                raise ValueError(f"a line of over {MOST_BYTES} bytes, more than one, or an unfinished one")
             return results_from_json(parse(answer, "answer"), case)
         except TimeoutError:
             text = f"no answer in {seconds:.1f} s"

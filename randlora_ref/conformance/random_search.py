@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from random import Random
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from .. import checks
-from ..arrays import UNIT_ROUNDOFF
 from ..dialects import Dialect, get_dialect
 from ..rank.exact import Progress
 from ..spec import SPEC_VERSION
-from .cases import Case, draw_layer, with_mask
+from .cases import Case, draw_layer, flags
 from .compare import Verdict
 from .report import Implementation, Report, choose, name_of, named_target, report_of, run_case
 
@@ -36,37 +36,29 @@ def search(
     from hypothesis import strategies as st
 
     count, seed, begin = checks.integer("count", count), checks.seed(seed), perf_counter()
-    checks.choice("dtype", dtype, (None, *UNIT_ROUNDOFF))
     target = named_target(name_of(implementation) if target is None else target, dialect)
     rules = get_dialect("paper" if dialect is None else dialect)
     pairings = ["literal", "crossed"] if dialect is None else [rules.pairing]
+    phases = hypothesis.Phase.generate, hypothesis.Phase.shrink
+    settings = hypothesis.settings(max_examples=count, database=None, deadline=None, phases=phases)
     verdicts: list[Verdict] = []
 
-    @hypothesis.seed(seed)
-    @hypothesis.settings(
-        max_examples=count, database=None, deadline=None, phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
-        suppress_health_check=list(hypothesis.HealthCheck), report_multiple_bugs=False, print_blob=False,
-    )  # fmt: skip
-    @hypothesis.given(st.data())
-    def one(data: Any) -> None:
-        (case,) = choose(kinds, [_draw(data.draw, st, seed, dtype, rules, pairings)], dtype, dialect)
+    def fails(case: Case) -> bool:
+        (case,) = choose(kinds, [case], dtype, dialect)
         verdicts.append(run_case(implementation, case, dtype))
         if progress is not None:
             progress(f"random layer {len(verdicts)}", min(1.0, len(verdicts) / count))
-        if verdicts[-1].wrong:
-            raise _FoundError
+        return bool(verdicts[-1].wrong)
 
-    with suppress(_FoundError, hypothesis.errors.Flaky):  # Flaky: it answers a case now so, now otherwise
-        one()
+    # Flaky: it answers a case now so, now otherwise
+    with suppress(hypothesis.errors.NoSuchExample, hypothesis.errors.Flaky):
+        drawn = st.composite(_draw)(st, seed, dtype, rules, pairings)
+        hypothesis.find(drawn, fails, settings=settings, random=Random(seed))
     first = next((index for index, verdict in enumerate(verdicts) if verdict.wrong), len(verdicts))
     smallest = [verdict for verdict in verdicts if verdict.wrong][-1:]  # what is between them is its shrinking
     only = f"--random {count} --seed {seed}"
     report = report_of(verdicts[:first] + smallest, target, dtype, perf_counter() - begin, only)
     return replace(report, details={"seed": seed, "count": count, "spec": SPEC_VERSION})
-
-
-class _FoundError(Exception):
-    """A failing case was found."""
 
 
 def _draw(draw: Any, st: Any, seed: int, dtype: str | None, rules: Dialect, pairings: Sequence[str]) -> Case:
@@ -82,11 +74,12 @@ def _draw(draw: Any, st: Any, seed: int, dtype: str | None, rules: Dialect, pair
     scaling = float(draw(st.sampled_from([1] if rules.scaling_rule == "1" else [1, 2, 4])))
     form = draw(st.sampled_from(["plain", "masked", "merged"]))
     case = draw_layer(
-        f"search-{seed}", (out_features, in_features), r, draw(st.sampled_from([(1,), (2,), (), (0,), (2, 2)])),
-        (draw(st.integers(0, 2)), draw(st.integers(0, 2)), draw(st.integers(0, 2))), array,
-        n=rules.terms((out_features, in_features), r, context=context), orientation=rules.orientation,
+        f"search-{seed}", (out_features, in_features), r, rules, context,
+        draw(st.sampled_from([(1,), (2,), (), (0,), (2, 2)])), [draw(st.integers(0, 2)) for _ in range(3)], array,
         pairing=draw(st.sampled_from(pairings)), scaling=scaling, alpha=scaling * r,
         tier="exact" if dtype is None or dtype in EXACT_IN else "real", exact_in=EXACT_IN,
         merged=form == "merged", fan_in_fan_out=draw(st.booleans()), **draw(st.sampled_from([{"bias": None}, {}])),
     )  # fmt: skip
-    return with_mask(case, 2 * np.abs(array(1, case.x.shape))) if form == "masked" else case
+    if form == "masked":
+        case = replace(case, dropout_mask=2 * np.abs(array(1, case.x.shape)))
+    return replace(case, notes=flags(case))

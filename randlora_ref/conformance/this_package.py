@@ -17,18 +17,22 @@ from .cases import Case
 
 def reference(case: Case) -> Mapping[str, Any]:
     """The package's own answer to a case."""
-    factors = case.A, case.B, case.lambda_, case.gamma
     dialect = replace(get_dialect(case.dialect), context=case.context)
     if case.kind == "layer":
-        layer = _layer(case, case.weight.shape, *factors)
+        layer = adapter(case)
         y, cache = layer.forward(case.x, case.weight, case.bias, dropout_mask=case.dropout_mask)
         dx, grads = layer.backward(case.dy, cache)
         results = {"delta_weight": layer.delta_weight(), "y": y, "dx": dx}
         return {**results, "dlambda": grads.lambda_, "dgamma": grads.gamma}
     if case.kind == "block":
-        return _block(case)
+        size, theta = case.x.shape[1], case.rope_theta
+        mask = nn.additive_mask(case.x, size, causal=case.causal, mask=np.array(case.attention_mask))
+        tables: Any = theta and nn.rotary_tables(case.x, size, case.block.head_width, theta)
+        adapters = {role: adapter(case, role) for role in case.A}
+        y, cache = nn.block(case.x, case.block, case.parameters, adapters, mask, tables)
+        return block_results(y, *nn.block_backward(case.dy, cache), case)
     if case.kind == "rank":
-        return {"rank": certify_rank(_layer(case, case.shape, *factors)).rank}
+        return {"rank": certify_rank(adapter(case)).rank}
     if case.kind == "bases":
         bases = draw_bases(dialect, seed=case.seed, shapes=case.shapes, rank=case.rank, kind=case.kind_of_basis)
         return {"A": bases.A, "B": bases.B}
@@ -38,18 +42,12 @@ def reference(case: Case) -> Mapping[str, Any]:
     return {"num_parameters": sum(dialect.num_parameters(shape, case.rank) for shape in case.shapes)}
 
 
-def _layer(case: Case, shape: tuple[int, int], A: Any, B: Any, lambda_: Any, gamma: Any) -> RandLoRA:
+def adapter(case: Case, role: str = "") -> RandLoRA:
+    """The layer of a case, or a block's of this role. TypeError or ValueError where its arrays do not fit."""
+    A, B, lambda_, gamma = case.factors[role]
+    out_features, in_features = case.weight[role].shape if role else case.shape
     rules = replace(DIALECTS["paper"], pairing=case.pairing, orientation=case.orientation)
     return RandLoRA(
-        out_features=shape[0], in_features=shape[1], rank=lambda_.shape[1], bases=Bases(A, B), lambda_=lambda_,
+        out_features=out_features, in_features=in_features, rank=lambda_.shape[1], bases=Bases(A, B), lambda_=lambda_,
         gamma=gamma, scaling=case.scaling, dialect=rules,
     )  # fmt: skip
-
-
-def _block(case: Case) -> Mapping[str, Any]:
-    shapes, size = case.block.shapes(), case.x.shape[1]
-    adapters = {role: _layer(case, shapes[role], *own) for role, own in case.factors.items()}
-    mask = nn.additive_mask(case.x, size, causal=case.causal, mask=np.array(case.attention_mask))
-    tables: Any = case.rope_theta and nn.rotary_tables(case.x, size, case.block.head_width, case.rope_theta)
-    y, cache = nn.block(case.x, case.block, case.parameters, adapters, mask, tables)
-    return block_results(y, *nn.block_backward(case.dy, cache), case)

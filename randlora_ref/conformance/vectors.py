@@ -7,19 +7,23 @@ hexadecimal words, most significant byte first; in results, nested lists of numb
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from .. import checks, nn
-from ..dialects import DIALECTS
-from ..spec import Orientation, sides
-from .cases import ARRAYS, BASIS_KINDS, KINDS, Case, each
+from ..bases import sparsity_squared
+from ..dialects import get_dialect
+from ..nn.block import NORMS, check_block
+from .cases import ARRAYS, KINDS, Case, each
+from .this_package import adapter
 
 Array = Any
 FORMAT, VERSION = "randlora-vectors", 1
@@ -27,8 +31,10 @@ STORED = Path(__file__).parent.parent / "vectors" / "v1"
 FILES = tuple(f"{n}.json" for n in ("layer-exact", "layer-real", *KINDS[1:], "layer-dropout", "dialects", "telling"))
 MOST_BYTES = 1 << 24  # of one file or line
 MOST_ENTRIES = 1 << 20  # of one array
+BOUND = 2.0**64  # of a number
 SHOWN, TOLD = 60, 160  # characters of a bad value, of a reason
 WORDS = {"float32": ">f4", "float64": ">f8"}
+HEAD = ("id", "kind", "tier", "clause", "notes", "exact_in")
 SCALARS = {
     "layer": ("pairing", "scaling", "alpha", "dtype", "fan_in_fan_out", "merged"),
     "rank": ("shape", "pairing", "scaling"),
@@ -37,7 +43,6 @@ SCALARS = {
     "count": ("dialect", "shapes", "rank"),
     "block": ("block", "causal", "attention_mask", "rope_theta", "pairing", "scaling", "dtype"),
 }
-
 OPTIONAL = {"layer": ("dialect", "orientation")} | dict.fromkeys(("bases", "start", "count"), ("context",))
 
 
@@ -76,18 +81,16 @@ def decode(value: Any, where: str) -> Array:
     shape, dtype, data = value["shape"], value["dtype"], value["data"]
     if not isinstance(shape, list) or not all(type(k) is int and 0 <= k <= MOST_ENTRIES for k in shape):
         raise ValueError(f"{where}: shape {str(shape)[:SHOWN]!r}; it must list sizes")
-    if dtype == "int" and isinstance(data, list) and all(type(k) is int and abs(k) < 2**53 for k in data):
-        flat = np.array(data, dtype=np.float64)
-    elif dtype in WORDS and isinstance(data, str):
-        try:
+    try:
+        if dtype == "int" and isinstance(data, list) and all(type(k) is int and abs(k) < 2**53 for k in data):
+            flat = np.array(data, dtype=np.float64)
+        else:
             flat = np.frombuffer(bytes.fromhex(data), dtype=WORDS[dtype]).astype(dtype)
-        except ValueError:
-            raise ValueError(f"{where}: data {data[:SHOWN]!r}; it must be hexadecimal words of {dtype}") from None
-    else:
-        raise ValueError(
-            f"{where}: dtype {str(dtype)[:SHOWN]!r}; it must be int, float32 or float64 with data to match"
-        )
-    size = int(np.prod(shape, dtype=object)) if shape else 1
+    except (KeyError, TypeError, ValueError):
+        held = f"dtype {str(dtype)[:SHOWN]!r}, data {str(data)[:SHOWN]!r}"
+        text = "it must be int with integers, or float32 or float64 with hexadecimal words of it"
+        raise ValueError(f"{where}: {held}; {text}") from None
+    size = math.prod(shape)
     if size != flat.size or not np.isfinite(flat).all():
         raise ValueError(f"{where}: {flat.size} entries; it must be {size}, all finite")
     return flat.reshape(shape)
@@ -101,37 +104,33 @@ def case_to_json(case: Case) -> dict[str, Any]:
     if case.block is not None:
         given["block"] = asdict(case.block) | {"biases": sorted(case.block.biases)}
     given |= {name: each(lambda x: encode(x, dtype), x) for name, x in case.given.items()}
-    head = {name: getattr(case, name) for name in ("id", "kind", "tier", "clause", "notes", "exact_in")}
-    return {**head, "wanted": case.wanted, "given": given}
+    return {**{name: getattr(case, name) for name in HEAD}, "wanted": case.wanted, "given": given}
 
 
 def case_from_json(value: Any, where: str) -> Case:
     """A case, its expected results with it where they are there. ValueError in one line for anything else."""
     try:
         case = _case(value)
-        if not _fits(case):
-            raise ValueError("the arrays' shapes; they must fit together")
-    except (TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
-        text = f"{type(error).__name__} {str(error)[:SHOWN]!r}"
-        raise ValueError(f"{where}: {text}; it must be as schema.json has it") from None
-    except ValueError as error:
-        raise ValueError(f"{where}: {' '.join(str(error).split())[:TOLD]}") from None
+        _check(case)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
+        raise ValueError(f"{where}: {' '.join(text.split())[:TOLD]}; it must be as schema.json has it") from None
     return case
 
 
 def _case(value: Any) -> Case:
-    head = {"id", "kind", "tier", "clause", "notes", "exact_in", "wanted", "given"}
-    if not head <= set(value) <= head | {"expected", "intermediate", "gauge"} or value["tier"] not in ("exact", "real"):
-        raise ValueError(f"{str(value)[:SHOWN]!r}; it must be an object of {', '.join(sorted(head))}")
+    """A case of the right names; ``_check`` reads the values."""
+    required = {*HEAD, "wanted", "given"}
+    if not required <= set(value) <= required | {"expected", "intermediate", "gauge"}:
+        raise ValueError(f"{str(value)[:SHOWN]!r}; it must be an object of {', '.join(sorted(required))}")
     kind, given = value["kind"], value["given"]
-    known = {*SCALARS[kind], *OPTIONAL.get(kind, ())}
-    if not set(SCALARS[kind]) <= set(given) <= known | {*ARRAYS}:
+    if not set(SCALARS[kind]) <= set(given) <= {*SCALARS[kind], *OPTIONAL.get(kind, ()), *ARRAYS}:
         raise ValueError(f"given {sorted(given)}; it must hold {', '.join(SCALARS[kind])} and the arrays")
-    scalars = {name: _scalar(name, given[name]) for name in known & set(given)}
-    arrays = {name: _array(name, x, scalars.get("dtype")) for name, x in given.items() if name in ARRAYS}
-    texts: dict[str, Any] = {name: tuple(map(str, value[name])) for name in ("notes", "exact_in")}
-    texts |= {name: str(value[name]) for name in ("id", "kind", "tier", "clause")}
-    case = Case(**texts, **scalars, **arrays)
+    texts = {name: tuple(map(str, x)) if isinstance(x := value[name], list) else str(x) for name in HEAD}
+    parts = {name: _array(name, x, given.get("dtype")) if name in ARRAYS else _tuples(x) for name, x in given.items()}
+    if kind == "block":
+        parts["block"] = nn.BlockSpec(**{**given["block"], "biases": frozenset(given["block"]["biases"])})
+    case = Case(**{**texts, **parts})
     if "expected" in value:
         stored = {name: decode(x, name).astype(np.float64) for name, x in value["expected"].items()}
         if set(stored) != set(case.wanted):
@@ -148,129 +147,101 @@ def _array(name: str, value: Any, dtype: str | None) -> Any:
     return x if dtype is None else x.astype(dtype)
 
 
-def _scalar(name: str, value: Any) -> Any:
-    """One value that is no array, checked as ``schema.json`` has it."""
-    if name == "shape":
-        return checks.layer_shape(value)
-    if name == "shapes":
-        return tuple(checks.layer_shapes(value))
-    number = type(value) in (int, float) and abs(value) < 2**64
-    right = {
-        "scaling": number,
-        "alpha": number or value is None,
-        "rope_theta": (number and value > 0) or value is None,
-        **dict.fromkeys(("fan_in_fan_out", "merged", "causal"), type(value) is bool),
-        "seed": type(value) is int and 0 <= value < 2**64,
-        "rank": type(value) is int and 0 < value < 2**31,
-        "kind_of_basis": value in BASIS_KINDS or (number and value >= 2),
-        "pairing": value in ("literal", "crossed"),
-        "dtype": value in tuple(WORDS),
-        "dialect": value in tuple(DIALECTS),
-        "orientation": value in get_args(Orientation),
-        "context": type(value) is int and 0 < value < 2**31,
-        "attention_mask": name != "attention_mask" or all(type(k) is int and k in (0, 1) for row in value for k in row),
-        "block": name != "block" or all(type(value[choice]) is bool for choice in ("centred", "fused", "gated")),
-    }
-    if not right[name]:
-        raise ValueError(f"{name} {str(value)[:SHOWN]!r}; it must be as schema.json has it")
-    if name == "block":
-        return nn.BlockSpec(**{**value, "biases": frozenset(value["biases"])})
-    return tuple(map(tuple, value)) if name == "attention_mask" else value
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _fits(case: Case) -> bool:
-    """Whether the arrays of a layer, rank or block case are there and fit together."""
-    factors, x = (case.A, case.B, case.lambda_, case.gamma), case.x
-    if case.kind == "rank":
-        return _factors_fit(*factors, case.shape)
-    if case.kind == "block":
-        return _block_fits(case)
-    if case.kind != "layer":
-        return DIALECTS[case.dialect].counted_side == "d" or case.context is not None
-    (out_features, in_features), lead = case.weight.shape, x.shape[:-1]
-    sizes = {"x": (*lead, in_features), "dropout_mask": (*lead, in_features)}
-    sizes |= {"dy": (*lead, out_features), "bias": (out_features,)}
-    given = {name: part.shape for name, part in case.given.items() if name in sizes}
-    fit = {"dy"} <= given.keys() and given.items() <= sizes.items() and not (case.merged and "dropout_mask" in given)
-    return fit and _factors_fit(*factors, (out_features, in_features), case.orientation)
+def _check(case: Case) -> None:
+    """Raises what the package's doors refuse of a case, and what no door asks."""
+    rules = replace(get_dialect(case.dialect), context=case.context, pairing=case.pairing, orientation=case.orientation)
+    choices: dict[str, tuple[Any, ...]] = {"tier": ("exact", "real"), "dtype": tuple(WORDS)}
+    choices |= dict.fromkeys(("fan_in_fan_out", "merged", "causal"), (False, True))
+    for name, allowed in choices.items():
+        checks.choice(name, getattr(case, name), allowed)
+    for name, above in (("scaling", -BOUND), ("alpha", -BOUND), ("rope_theta", 0.0)):
+        if (value := getattr(case, name)) is not None or name == "scaling":
+            checks.number(name, value, above=above, below=BOUND)
+    checks.seed(case.seed)
+    if case.kind_of_basis != "dense":
+        sparsity_squared(case.kind_of_basis, 4)
+    if case.kind in ("bases", "start", "count"):
+        for shape in checks.layer_shapes((case.shape,) if case.kind == "start" else case.shapes):
+            rules.terms(shape, case.rank)
+    elif case.kind == "block":
+        _check_block(case)
+    else:
+        adapter(case)
+    if case.kind == "layer":
+        given = {name: getattr(case, name) for name in ("x", "weight", "bias", "dropout_mask")}
+        checks.linear(case.shape, adapter=case.lambda_, **given)
+        checks.shape("dy", case.dy, (*case.x.shape[:-1], case.shape[0]))
+    if case.dropout_mask is not None and (case.merged or case.kind != "layer"):
+        raise ValueError("dropout_mask: an array; it must be of a layer that is not merged")
 
 
-def _factors_fit(
-    A: Array, B: Array, lambda_: Array, gamma: Array, shape: tuple[int, int], orientation: Orientation = "paper"
-) -> bool:
-    """Whether these are factors of a layer of ``shape`` (out, in)."""
-    (n, r), (D, d) = lambda_.shape, sides(shape, orientation)
-    (rank, d_max), (n_max, D_max, columns) = A.shape, B.shape
-    fit = gamma.shape == (n, d) and n * r > 0 and rank == r == columns
-    return bool(fit and d_max >= d and n_max >= n and D_max >= D)
-
-
-def _block_fits(case: Case) -> bool:
-    """Whether a block's arrays are those that its sizes and choices ask for."""
-    kind = case.block
-    shapes = kind.shapes() | dict.fromkeys(("norm1", "norm2"), (kind.width,))
-    return (
-        {role: x.shape for role, x in case.weight.items()} == shapes
-        and {role: x.shape for role, x in case.bias.items()} == {role: shapes[role][:1] for role in kind.biases}
-        and case.dy.shape == case.x.shape == (*np.shape(case.attention_mask), kind.width)
-        and case.x.size > 0
-        and (case.rope_theta is None or kind.head_width % 2 == 0)
-        and case.dropout_mask is None
-        and case.B.keys() == case.lambda_.keys() == case.gamma.keys() == case.A.keys() <= kind.shapes().keys()
-        and all(_factors_fit(*own, shapes[role]) for role, own in case.factors.items())
-    )
+def _check_block(case: Case) -> None:
+    """The arrays of a block; no door asks whether there are the roles that must be there and no others, and tokens."""
+    kind, tokens, theta = case.block, case.x.shape[:2], case.rope_theta
+    for name in ("centred", "fused", "gated"):
+        checks.choice(name, getattr(kind, name), (False, True))
+    named = case.weight.keys() == {*NORMS, *kind.shapes()} and case.bias.keys() == kind.biases
+    if not (named and case.A.keys() == case.B.keys() == case.lambda_.keys() == case.gamma.keys()):
+        raise ValueError("roles of the arrays; they must be those of the block, of biases and of what is adapted")
+    if np.shape(case.attention_mask) != tokens or case.x.size == 0:
+        raise ValueError(f"attention_mask: it must have an entry for each token of x, shape {case.x.shape}")
+    for entry in chain(*case.attention_mask):
+        checks.choice("attention_mask", checks.integer("attention_mask", entry, 0), (0, 1))
+    for role in case.A:
+        adapter(case, role)
+    tables = theta and nn.rotary_tables(case.x, tokens[1], kind.head_width, theta)
+    check_block(case.x, kind, case.parameters, None, tables)
+    checks.shape("dy", case.dy, case.x.shape)
 
 
 def results_from_json(answer: Any, case: Case) -> Mapping[str, Any]:
-    """The results in a program's answer. ValueError for an answer that is none."""
+    """Results by name: arrays as in the vectors, nested lists, or "unsupported: reason". ValueError for no answer."""
     if not isinstance(answer, dict) or answer.get("id") != case.id:
         raise ValueError(f"{str(answer)[:SHOWN]!r}; it must be an object with the case's id {case.id!r}")
     if isinstance(answer.get("unsupported"), str):
         return dict.fromkeys(case.wanted, f"unsupported: {answer['unsupported'][:TOLD]}")
-    return named_results(answer.get("results"), case.id)
-
-
-def named_results(results: Any, where: str) -> Mapping[str, Any]:
-    """Results by name from JSON: arrays as in the vectors, nested lists, or "unsupported: reason"."""
+    results = answer.get("results")
     if not isinstance(results, dict):
-        raise ValueError(f"{where}: results {str(results)[:SHOWN]!r}; it must be an object of arrays by name")
-    return {name: decode(x, f"{where}: {name}") if isinstance(x, dict) else x for name, x in results.items()}
+        raise ValueError(f"{case.id}: results {str(results)[:SHOWN]!r}; it must be an object of arrays by name")
+    return {name: decode(x, f"{case.id}: {name}") if isinstance(x, dict) else x for name, x in results.items()}
 
 
 def results_file(path: str | Path) -> Callable[[Case], Mapping[str, Any]]:
     """The answers in a results file as an implementation. ValueError that names the file for a bad one."""
-    content = parse(read_file(Path(path)), str(path))
-    head = [content.get(key) for key in ("format", "version")] if isinstance(content, dict) else []
-    if head != ["randlora-results", VERSION]:
-        raise ValueError(f"{path}: it must be of format 'randlora-results', version {VERSION}")
-    rows = content.get("results")
+    rows = _content(Path(path), "randlora-results").get("results")
     if not isinstance(rows, dict):
         raise ValueError(f"{path}: results {str(rows)[:SHOWN]!r}; it must be an object by case id")
     unknown = sorted(set(rows) - {case.id for case in stored_cases()})
     if unknown:
         raise ValueError(f"{path}: case {unknown[0][:SHOWN]!r} of results; it must be an id of the vectors")
-    return lambda case: named_results(rows[case.id], case.id) if case.id in rows else {}
+    return lambda case: results_from_json({"id": case.id, "results": rows.get(case.id, {})}, case)
+
+
+def _content(path: Path, known: str) -> dict[str, Any]:
+    """The JSON object of a file of this format."""
+    content = parse(read_file(path), str(path))
+    if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (known, VERSION):
+        raise ValueError(f"{path}: it must be of format {known!r}, version {VERSION}")
+    return content
 
 
 def read_file(path: Path) -> bytes:
-    """A file's bytes; ValueError where it cannot be read or is larger than ``MOST_BYTES``."""
+    """A file's bytes, one more than ``parse`` takes at most; ValueError where it cannot be read."""
     try:
         with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
+            return file.read(MOST_BYTES + 1)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; it must be a file of {FORMAT}") from None
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"{path}: over {MOST_BYTES} bytes; no more are read")
-    return content
 
 
 @cache
 def stored_cases(folder: Path = STORED) -> tuple[Case, ...]:
     """All cases of a folder of vectors, each file's SHA-256 compared with the manifest's. ValueError names the file."""
-    manifest = parse(read_file(folder / "MANIFEST.json"), "MANIFEST.json")
-    if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
-        raise ValueError(f"{folder / 'MANIFEST.json'}: it must be of format {FORMAT!r}, version {VERSION}")
-    cases: list[Case] = []
+    manifest, cases = _content(folder / "MANIFEST.json", FORMAT), list[Case]()
     for name in FILES:
         content = read_file(folder / name)
         if hashlib.sha256(content).hexdigest() != manifest.get("files", {}).get(name, {}).get("sha256"):

@@ -1,8 +1,8 @@
 """Ways in: a function, ``module:function``, a program, a results file, the installed PEFT, pytest."""
 
 import contextlib
-import importlib
 import os
+import pkgutil
 import re
 import shlex
 import sys
@@ -74,14 +74,11 @@ def implementation(target: str) -> Implementation:
 
 def load_function(target: str) -> Implementation:
     """The function of "module:function", looked for in the current folder too. ValueError if it is not there."""
-    module, _, name = target.partition(":")
     if not re.fullmatch(r"[\w.]+:[\w.]+", target):
         raise ValueError(f"target: {target!r}; it must be 'module:function'")
     sys.path.insert(0, os.getcwd())
     try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
+        found: Any = pkgutil.resolve_name(target)
     except Exception as error:  # whatever a module under test raises is its failure, not ours
         known = isinstance(error, (ImportError, AttributeError))
         text = f"{error}" if known else f"{type(error).__name__}: {error}"

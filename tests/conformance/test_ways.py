@@ -265,12 +265,12 @@ CASES = [case for case in stored_cases() if case.kind == "count"][:3]
     ],
 )
 def test_bad_programs_get_a_verdict_in_bounded_time(body: str, match: str) -> None:
-    begin = time.monotonic()
+    begin, cases = time.monotonic(), CASES[: 1 if "sleep" in body else 3]  # who sleeps takes all its time of each
     with Program(program(body), seconds=0.5) as child:
-        report = check(child, cases=CASES)
+        report = check(child, cases=cases)
     assert time.monotonic() - begin < 8
     assert not report.passed
-    assert len(report.failures) == len(CASES)
+    assert len(report.failures) == len(cases)
     assert match in "\n".join(report.lines())
 
 
@@ -342,7 +342,7 @@ def test_random_layers_have_masks_now_and_then() -> None:
         assert case.dropout_mask.shape == case.x.shape
         kept = np.array([2 if case.tier == "exact" else 1 / 0.9]).astype(case.dtype)
         assert np.all((case.dropout_mask == 0) | (case.dropout_mask == kept))
-    assert check(wrong.WRONG["mask_ignored"], cases=cases).diagnosis == "dropout mask ignored"
+    assert check(wrong.WRONG["mask_ignored"], cases=cases[:16]).diagnosis == "dropout mask ignored"
 
 
 @pytest.mark.filterwarnings("ignore:Conversion of an array")
@@ -538,11 +538,11 @@ def test_another_rule_in_a_record_fails(name: str, fault: str, monkeypatch: pyte
 
 
 ORIENTATIONS = ("paper", "square_transposed", "never", "reshape")
-TURNED = []  # each dialect's own, and one other in the default run
+TURNED = []  # one other than the dialect's own in the default run, where the reference's test has its own
 for dialect in DIALECTS.values():
-    quick = dialect.orientation, ORIENTATIONS[ORIENTATIONS.index(dialect.orientation) - 1]
+    quick = ORIENTATIONS[ORIENTATIONS.index(dialect.orientation) - 1]
     for other in ORIENTATIONS:
-        TURNED.append(pytest.param(dialect.name, other, marks=[pytest.mark.slow] * (other not in quick)))
+        TURNED.append(pytest.param(dialect.name, other, marks=[pytest.mark.slow] * (other != quick)))
 
 
 @pytest.mark.parametrize(("name", "orientation"), TURNED)
