@@ -1,8 +1,9 @@
 """What implementations choose at each stage of a layer: named options, and what a layer case gives under them.
 
 A *choice* is a set of options, at most one of each stage; where it has none of a stage, that stage is as the case asks.
-Arrays may have leading axes more. ΔW is affine in Λ and in Γ under any choice, so that the gradients which follow a
-choice, as automatic differentiation makes them, come of ΔW of unit arrays: no option has a gradient of its own.
+ΔW is linear in Λ and in Γ as read under any choice, so that the gradients which follow a choice, as automatic
+differentiation makes them, come of ΔW of unit arrays, each entry's then going back to the place that it was read from:
+no option has a gradient of its own.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,28 +23,31 @@ from .compare import limits
 Array = Any
 Choice = frozenset[str]
 AS_ASKED: Choice = frozenset()
-
+ONE = -1  # the place of a one, after all entries that are given
 
 STAGES: dict[str, dict[str, Any]] = {
-    # whether the columns of B, and the rows of ΛAΓ, lie rank by rank, not term by term; None: not as the case has it
-    "pairing": {"literal pairing": (False, False), "crossed pairing": (False, True), "the other pairing": None},
+    "pairing": {  # whether the rows of ΛAΓ lie rank by rank, not term by term, of whether they should
+        "literal pairing": lambda crossed: False,
+        "crossed pairing": lambda crossed: True,
+        "the other pairing": lambda crossed: not crossed,
+    },
     "order": {"the product S·B, factors in the other order": lambda B, S: S @ B},
     "terms": {  # kept, of n, d, r
         "last term dropped": lambda n, d, r: max(1, n - 1),
-        "n = floor(d/r)": lambda n, d, r: max(1, d // r),
+        "n = floor(d/r)": lambda n, d, r: min(n, max(1, d // r)),
     },
-    "lambda": {  # places of entries, where those of Λ are an array (n, r); None: ones
+    "lambda": {  # places of entries of Λ (n, r)
         "lambda read as (r, n)": lambda places: places.reshape(places.shape[::-1]).T,
         "lambda rolled by one term": lambda places: np.roll(places, 1, 0),
         "one lambda for all terms": lambda places: places[:1],
         "one scalar for each base": lambda places: places[:, :1],
-        "lambda ignored": None,
+        "lambda ignored": lambda places: np.full_like(places, ONE),
     },
     "gamma": {  # the same of Γ; the last two are not on A's columns, but on Λ and on B's rows
         "gamma read as (d, n)": lambda places: places.reshape(places.shape[::-1]).T,
         "gamma rolled by one term": lambda places: np.roll(places, 1, 0),
         "one gamma for all terms": lambda places: places[:1],
-        "gamma ignored": None,
+        "gamma ignored": lambda places: np.full_like(places, ONE),
         "gamma of length r": lambda places: places,
         "gamma on B's rows": lambda places: places,
     },
@@ -99,7 +103,8 @@ class Layer:
 
     def __init__(self, case: Case, dtype: str | None) -> None:
         self.case = c = case.with_arrays(lambda x: np.asarray(x, np.float64))
-        self.mask = 1.0 if c.dropout_mask is None else c.dropout_mask
+        self.mask, self.bias = 1.0 if c.dropout_mask is None else c.dropout_mask, 0.0 if c.bias is None else c.bias
+        self.learned = [np.append(x, 1.0) for x in (c.lambda_, c.gamma)]  # Λ and Γ, and the ONE
         (self.n, self.r), (self.D, self.d) = c.lambda_.shape, spec.sides(c.weight.shape, c.orientation)
         sizes = self.n, self.r, self.d, self.D, abs(c.scaling) or 1.0, max(1, np.prod(c.x.shape[:-1]))
         self.sizes = np.log(sizes)  # what a law of scaling may be of
@@ -118,64 +123,54 @@ class Layer:
                 self.known[key] = None
         return self.known[key]
 
-    def update(self, choice: Choice) -> Array:
-        """ΔW, or None."""
-        both = self("delta_weight", choice & OF_UPDATE)
-        return both and both[1]
-
-    def _result(self, result: str, choice: Choice, own: tuple[int, ...]) -> tuple[Array, Array]:
+    def _result(self, result: str, choice: Choice, own: tuple[int, ...]) -> tuple[Array, Array] | None:
         c = self.case
         if result == "delta_weight":
-            return 0.0, self._update(choice, *self._read(choice, c.lambda_, c.gamma))
-        if (update := self.update(choice)) is None:
-            raise ValueError("no update")
+            places = self._places(choice)
+            return 0.0, self._update(choice, *(x[of] for x, of in zip(self.learned, places, strict=True)))
+        if (both := self("delta_weight", choice & OF_UPDATE)) is None:
+            return None
         mask, base_mask = picked("mask", choice, lambda m: (m, 1))(self.mask)
-        weight, bias = (
-            picked("base", choice, 1) * c.weight,
-            picked("bias", choice, 1) * (0 if c.bias is None else c.bias),
-        )
+        weight, bias = picked("base", choice, 1) * c.weight, picked("bias", choice, 1) * self.bias
         if result == "y":
-            return (c.x * base_mask) @ weight.T + bias, (c.x * mask) @ update.T
+            return (c.x * base_mask) @ weight.T + bias, (c.x * mask) @ both[1].T
         if result == "dx":
-            return base_mask * (c.dy @ weight), mask * (c.dy @ update)
+            return base_mask * (c.dy @ weight), mask * (c.dy @ both[1])
         dy, x = (picked("rows", choice, lambda x: x)(x) for x in (c.dy, c.x * mask))
         G = dy.reshape(-1, dy.shape[-1]).T @ x.reshape(-1, x.shape[-1])
         return 0.0, self._gradient(result == "dgamma", choice, G, own)
 
-    def _read(self, choice: Choice, lambda_: Array, gamma: Array) -> tuple[Array, Array]:
-        """Λ and Γ as read."""
-        n, k = self.terms(choice), self.r if "gamma of length r" in choice else self.d
-        read = []
-        for name, given in (("lambda", lambda_[..., :n, :]), ("gamma", gamma[..., :n, :k])):
-            places = np.arange(given.shape[-2] * given.shape[-1]).reshape(given.shape[-2:])
-            chosen = picked(name, choice, lambda places: places)
-            flat = given.reshape(*given.shape[:-2], -1)
-            read.append(np.ones_like(given) if chosen is None else flat[..., chosen(places)])
-        return read[0], read[1]
+    def _terms(self, choice: Choice) -> Any:
+        """How many terms are kept."""
+        return picked("terms", choice, lambda n, d, r: n)(self.n, self.d, self.r)
 
-    def terms(self, choice: Choice) -> int:
-        """n, as many as there are at most."""
-        return min(int(self.n), int(picked("terms", choice, lambda n, d, r: n)(self.n, self.d, self.r)))
+    def _places(self, choice: Choice) -> list[Array]:
+        """Where the entries of Λ and Γ as read are among those that are given."""
+        kept = slice(self._terms(choice)), slice(self.r if "gamma of length r" in choice else None)
+        given = {"lambda": self.case.lambda_, "gamma": self.case.gamma}
+        places = {name: np.arange(x.size).reshape(x.shape)[kept] for name, x in given.items()}
+        return [picked(name, choice, lambda places: places)(of) for name, of in places.items()]
 
     def _update(self, choice: Choice, lambda_: Array, gamma: Array) -> Array:
-        """ΔW (…, out, in) of Λ and Γ as read."""
-        c, n = self.case, self.terms(choice)
+        """ΔW (…, out, in) of Λ and Γ as read; one of them may have a leading axis."""
+        c, n = self.case, self._terms(choice)
         A = picked("A", choice, lambda A, d: A[:, :d])(c.A, self.d)
         B = picked("B", choice, lambda B, n: B[:n])(c.B, n)
-        B = picked("B's rows", choice, lambda B, D, d: B[:, :D])(B, self.D, self.d).swapaxes(-1, -2)
-        crossed = c.pairing == "crossed"
-        columns_by_rank, rows_by_rank = picked("pairing", choice, (False, crossed)) or (False, not crossed)
+        B = picked("B's rows", choice, lambda B, D, d: B[:, :D])(B, self.D, self.d)
+        by_rank = picked("pairing", choice, lambda crossed: crossed)(c.pairing == "crossed")
 
-        def flat(terms: Array, by_rank: bool) -> Array:
+        def rows(terms: Array) -> Array:
             """(…, n·r, k) of (…, n, r, k)."""
             terms = np.broadcast_to(terms, (*terms.shape[:-3], n, self.r, terms.shape[-1]))
             return (terms.swapaxes(-2, -3) if by_rank else terms).reshape(*terms.shape[:-3], -1, terms.shape[-1])
 
-        on_rows, on_lambda = "gamma on B's rows" in choice, "gamma of length r" in choice
-        of_columns = 1 if on_rows else gamma[..., None] if on_lambda else gamma[..., None, :]
-        S, B = flat(lambda_[..., None] * A * of_columns, rows_by_rank), flat(B, columns_by_rank)
-        B = (B * flat(gamma[..., None, :], rows_by_rank) if on_rows else B).swapaxes(-1, -2)
-        M = c.scaling * picked("order", choice, np.matmul)(B, S)
+        on_rows, of_columns = "gamma on B's rows" in choice, gamma[..., None, :]
+        S, B = lambda_[..., None] * A, B.swapaxes(-1, -2).reshape(-1, B.shape[1])
+        if on_rows:
+            B = B * rows(of_columns)
+        else:
+            S = S * (gamma[..., None] if "gamma of length r" in choice else of_columns)
+        M = c.scaling * picked("order", choice, np.matmul)(B.swapaxes(-1, -2), rows(S))
         turned = picked("orientation", choice, lambda M, shape: spec.oriented(M, shape, c.orientation))
         places = turned(np.arange(M.shape[-2] * M.shape[-1]).reshape(M.shape[-2:]), c.weight.shape)
         if places.shape != c.weight.shape:
@@ -183,19 +178,17 @@ class Layer:
         return M.reshape(*M.shape[:-2], -1)[..., places]
 
     def _gradient(self, of_gamma: bool, choice: Choice, G: Array, own: tuple[int, ...]) -> Array:
-        """⟨G, ΔW of each unit array − ΔW of zero⟩."""
-        given = [self.case.lambda_, self.case.gamma]
+        """⟨G, ΔW of each unit array⟩."""
+        places, given = self._places(choice), (self.case.lambda_, self.case.gamma)[of_gamma]
+        at = places[of_gamma] = np.broadcast_to(places[of_gamma], own or places[of_gamma].shape)
+        read = [x[of] for x, of in zip(self.learned, places, strict=True)]
+        read[of_gamma] = np.eye(at.size).reshape(-1, *at.shape)
+        slopes = np.tensordot(self._update(choice, *read), G, 2)
         if own:
-            given = list(self._read(choice, *given))
-            given[of_gamma] = given[of_gamma] if given[of_gamma].shape == own else np.broadcast_to(given[of_gamma], own)
-
-        def update(value: Array) -> Array:
-            pair = (given[0], value) if of_gamma else (value, given[1])
-            return self._update(choice, *(pair if own else self._read(choice, *pair)))
-
-        shape = given[of_gamma].shape
-        units = np.eye(given[of_gamma].size).reshape(-1, *shape)
-        return np.tensordot(update(units) - update(np.zeros(shape)), G, 2).reshape(shape)
+            return slopes.reshape(own)
+        back = np.zeros(given.size + 1)  # what is read as ONE gets none
+        np.add.at(back, at.ravel(), slopes)
+        return back[:-1].reshape(given.shape)
 
     def limit(self, result: str, actual: Array) -> Array:
         """How far a result may be from a prediction: by the gauge, which knows the asked s alone, and by its size."""
