@@ -18,11 +18,12 @@ from ..rank.exact import Progress
 from .cases import KINDS, Case, of_dialect
 from .compare import MISSING, Absent, Mismatch, Verdict, judge
 from .diagnose import diagnosis
-from .pattern import RAISED, pattern, raises, telling
+from .pattern import RAISED, raises, telling
 from .vectors import stored_cases
 
 Implementation = Callable[[Case], Mapping[str, Any]]
-Causes = Callable[[], Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]]
+Cause = tuple[tuple[str, ...], tuple[str, ...]]  # all that the failures of a kind look like, and what else is known
+Causes = Callable[[], Mapping[str, Cause]]
 SHOWN = 100  # characters of an exception's message
 LINES, COLUMNS = 25, 120  # of a report
 SHOWN_FAILURES, SHOWN_RESULTS, SHOWN_TIES = 3, 2, 3
@@ -80,7 +81,7 @@ class Report:
     __repr__ = brief
 
     @property
-    def causes(self) -> Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    def causes(self) -> Mapping[str, Cause]:
         """Of each kind that fails, all that its failures look like, and what else is known of them."""
         return self.find() if self.failures else {}
 
@@ -169,16 +170,16 @@ def can_be_named(implementation: Implementation) -> bool:
 def run_case(implementation: Implementation, case: Case, dtype: str | None = None) -> Verdict:
     """What comes of a case whose arrays are the implementation's own to change; an exception is a result too."""
     try:
-        results = implementation(case.with_arrays(np.array))
-        if not isinstance(results, Mapping):
-            text = f"returned {type(results).__name__} {str(results)[:SHOWN]!r}, no results by name"
-            results = dict.fromkeys(case.wanted, text)
+        results: Any = implementation(case.with_arrays(np.array))
+        text = f"returned {type(results).__name__} {str(results)[:SHOWN]!r}, no results by name"
     except NotImplementedError as error:
-        results = dict.fromkeys(case.wanted, f"unsupported: {error}")
+        results, text = None, f"unsupported: {error}"
     except Exception as error:  # whatever an implementation under test raises is its failure, not ours
-        text = f"{RAISED}{type(error).__name__}: {str(error).splitlines()[0][:SHOWN] if str(error) else ''}"
-        results = dict.fromkeys(case.wanted, text)
-    return judge(case, results, dtype)
+        results, text = (
+            None,
+            f"{RAISED}{type(error).__name__}: {str(error).splitlines()[0][:SHOWN] if str(error) else ''}",
+        )
+    return judge(case, results if isinstance(results, Mapping) else dict.fromkeys(case.wanted, text), dtype)
 
 
 def check(
@@ -261,20 +262,16 @@ def report_of(
     declared = f" --dtype {dtype}" if dtype else ""
 
     @cache
-    def find() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-        causes = {}
-        for kind in dict.fromkeys(verdict.case.kind for verdict in failing):
-            wrong, right = ([v for v in some if v.case.kind == kind] for some in (failing, passing))
-            ties, notes = diagnosis(wrong, right, dtype)
-            shared = pattern([verdict.case for verdict in wrong], [verdict.case for verdict in right])
-            causes[str(kind)] = ties, (f"{len(wrong)} of {len(wrong) + len(right)} fail: {shared}", *notes)
-        return causes
+    def find() -> dict[str, Cause]:
+        kinds = dict.fromkeys(verdict.case.kind for verdict in failing)
+        of = {kind: [one for one in (*failing, *passing) if one.case.kind == kind] for kind in kinds}
+        return {kind: diagnosis(some, dtype) for kind, some in of.items()}
 
     def failure(one: Verdict) -> Failure:
         command = f"randlora-ref check {target} {only or f'--case {one.case.id}'}{declared}" if only != "" else ""
         return Failure(one.case, one.mismatches, command, raises(one), find)
 
     absent = tuple(row for verdict in verdicts for row in verdict.absent)
-    passed = sum(not verdict.absent for verdict in passing)
-    kinds = tuple(dict.fromkeys(one.case.kind for one in passing if not one.absent))
-    return Report(target, passed, tuple(map(failure, failing)), absent, seconds, find=find, kinds=kinds)
+    passed = [verdict.case.kind for verdict in passing if not verdict.absent]
+    failures, kinds = tuple(map(failure, failing)), tuple(dict.fromkeys(passed))
+    return Report(target, len(passed), failures, absent, seconds, find=find, kinds=kinds)
