@@ -6,28 +6,20 @@ holds. Errors where the implementation raises are part of it. ΔW is explained f
 left is asked of the survivors alone.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, product, takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .cases import Case
 from .laws import ONE, ZERO, Law, laws
-from .stages import AS_ASKED, OF_UPDATE, PLACES, RARE, SHOWN, STAGES, Choice, Layer, choices
+from .stages import AS_ASKED, GRADIENTS, OF_UPDATE, PLACES, RARE, SHOWN, STAGES, UPDATE, Choice, Layer, choices
 
 Array = Any
-Cells = Sequence[tuple[Layer, Array]]  # one result of each layer; None where the implementation raised
+Cells = Sequence[tuple[str, Layer, Array]]  # results by name, of each layer; None where the implementation raised
 MOST = {"delta_weight": 3, "y": 2, "dx": 2, "dlambda": 1, "dgamma": 1}  # options that part a result from its base
-GRADIENTS = ("dlambda", "dgamma")
 TIES, WORSE = 8, 1.0  # configurations that are kept from result to result, and how much more they may cost
-CONDITIONS: dict[str, Callable[[Case], bool]] = {
-    "merged": lambda c: c.merged,
-    "wide": lambda c: c.weight.shape[0] < c.weight.shape[1],
-    "tall": lambda c: c.weight.shape[0] > c.weight.shape[1],
-    "square": lambda c: c.weight.shape[0] == c.weight.shape[1],
-    "fan_in_fan_out": lambda c: c.fan_in_fan_out,
-}
+CONDITIONS = ("merged", "wide", "tall", "square", "fan_in_fan_out")
 
 
 class Way(NamedTuple):
@@ -109,12 +101,12 @@ def ratio(layer: Layer, result: str, way: Way, more: Choice, actual: Array) -> t
 
 def fitting(result: str, cells: Cells, base: Way, size: int) -> Iterator[Way]:
     """The options, ``size`` of them, and the law beside a base that give one result of all cases."""
-    free = [STAGES[name] for name in SHOWN[result] if base.choice.isdisjoint(STAGES[name])]
+    free = [STAGES[name] for name in (*SHOWN[result], *UPDATE) if base.choice.isdisjoint(STAGES[name])]
     for more in choices(free, size):
-        tried = (ratio(layer, result, base, more, actual) for layer, actual in cells)
+        tried = (ratio(layer, result, base, more, actual) for _, layer, actual in cells)
         ratios = [one for one in takewhile(bool, tried) if one]
         if len(ratios) == len(cells):
-            yield from (Way(more, law) for law in laws([layer.sizes for layer, _ in cells], ratios))
+            yield from (Way(more, law) for law in laws([layer.sizes for _, layer, _ in cells], ratios))
 
 
 def explain(result: str, cells: Cells, bases: Sequence[Found], most: int) -> list[Found]:
@@ -145,14 +137,14 @@ def bases_of(result: str, forward: Way) -> list[Found]:
     return found
 
 
-def solve(cells: Mapping[str, Cells], most: int = 3) -> tuple[list[Solution], str]:
+def solve(cells: Cells, most: int = 3) -> tuple[list[Solution], str]:
     """The cheapest solutions; or those of the results before the first that none gives, and its name."""
-    answered = [name for name in SHOWN if any(actual is not None for _, actual in cells[name])]
-    kept = [Solution(float(not answered and any(cells.values())), {})]  # an error counts as an option
-    for result in answered:
+    answered = {name for name, _, actual in cells if actual is not None}
+    kept = [Solution(float(not answered and bool(cells)), {})]  # an error counts as an option
+    for result in filter(answered.__contains__, SHOWN):
         after = []
         for one in kept:  # where ΔW raises, there is no other result
-            own = [cell for cell in cells[result] if cell[1] is not None or not one.ways]
+            own = [cell for cell in cells if cell[0] == result and (cell[2] is not None or not one.ways)]
             for found in explain(result, own, bases_of(result, one.forward.way), most):
                 after.append(Solution(one.cost + found.cost, {**one.ways, result: found}))
         if not after:
@@ -162,20 +154,16 @@ def solve(cells: Mapping[str, Cells], most: int = 3) -> tuple[list[Solution], st
     return cheapest(kept), ""
 
 
-def configurations(cells: Mapping[str, Cells]) -> tuple[list[str], str]:
+def configurations(cells: Cells) -> tuple[list[str], str]:
     """The cheapest configurations in words; or what there is of one, and the first result that none gives."""
     found, failed = solve(cells)
     costs = {} if failed else {solution.words: solution.cost for solution in found}
     if costs and (not found[0].ways or found[0].cost <= 2):
         return list(costs), "every result" * (not found[0].ways)
-    for name, holds in CONDITIONS.items():
-        inside, outside = (
-            solve(
-                {result: [row for row in rows if holds(row[0].case) == side] for result, rows in cells.items()}, most=2
-            )
-            for side in (True, False)
-        )
-        for one, other in product(inside[0], outside[0]) if not (inside[1] or outside[1]) else ():
+    for name in CONDITIONS:
+        parts = [[cell for cell in cells if cell[1].conditions[name] == side] for side in (True, False)]
+        (inside, lost), (outside, lost_too) = (solve(part, most=2) for part in parts)
+        for one, other in product(inside, outside) if not (lost or lost_too) else ():
             both = one.words and f"{name} layers: {one.words}", other.words and f"all but {name} layers: {other.words}"
             costs["; ".join(filter(None, both))] = one.cost + other.cost + 1.1  # what is plain comes first
     least = min(costs.values(), default=0.0)

@@ -6,7 +6,6 @@ where none does, that is said, with the next step, and nothing is guessed.
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Any
 
 import numpy as np
 
@@ -14,10 +13,10 @@ from ..arrays import unit_roundoff
 from .answers import expected
 from .cases import Case
 from .compare import Verdict, judge
-from .configure import GRADIENTS, Cells, configurations
+from .configure import Cells, configurations
 from .pattern import errors, next_steps, numbers, pattern, raises, statements
 from .rules import ruled
-from .stages import SHOWN, layer_of
+from .stages import GRADIENTS, layer_of
 
 NONE = "no known deviation"
 LOWER = (("float32", "float32"), ("float16", "TF32 or float16"), ("bfloat16", "bfloat16"))
@@ -59,9 +58,9 @@ def _layers(verdicts: Sequence[Verdict], dtype: str | None) -> tuple[list[str], 
     return [], hint
 
 
-def _cells(verdicts: Sequence[Verdict], dtype: str | None, lower: str | None, answered: bool) -> dict[str, Cells]:
+def _cells(verdicts: Sequence[Verdict], dtype: str | None, lower: str | None, answered: bool) -> Cells:
     """Each result of each layer, failing and large cases first; ``answered``: without errors and other shapes."""
-    cells: dict[str, Any] = {name: [] for name in SHOWN}
+    cells = []
     for verdict in sorted(verdicts, key=lambda one: (not one.wrong, -one.case.size)):
         case, values = verdict.case, numbers(verdict)
         exact = case.tier == "exact" and lower in case.exact_in  # what is exact in it has no error
@@ -73,7 +72,7 @@ def _cells(verdicts: Sequence[Verdict], dtype: str | None, lower: str | None, an
             fits = name not in other or (name in GRADIENTS and not answered)
             given = value is not None and fits and np.all(np.isfinite(value))
             if not answered if nothing else given:
-                cells[name].append((layer, None if nothing else value))
+                cells.append((name, layer, None if nothing else value))
     return cells
 
 

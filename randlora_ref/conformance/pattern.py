@@ -33,9 +33,8 @@ def pattern(inside: Sequence[Verdict], among: Sequence[Verdict]) -> str:
     rows = [features(one.case) for one in (*inside, *outside)]
     names = sorted(set().union(*rows))
     rows = [row | {f"not {name}" for name in names if name not in row} for row in rows]
-    held = [
-        word for word in (*names, *(f"not {name}" for name in names)) if all(word in row for row in rows[: len(inside)])
-    ]
+    words = [*names, *(f"not {name}" for name in names)]
+    held = [word for word in words if all(word in row for row in rows[: len(inside)])]
     others, chosen = rows[len(inside) :], list[str]()
     while held and others and len(chosen) < 3:
         best = min(held, key=lambda word: sum(word in row for row in others))

@@ -18,7 +18,7 @@ from .answers import expected
 from .cases import BASIS_KINDS, Case
 from .compare import Verdict
 from .pattern import numbers
-from .stages import Choice, choices
+from .stages import Choice, choices, picked
 
 Array = Any
 Stages = Sequence[Mapping[str, Any]]
@@ -75,16 +75,16 @@ def _drawn(case: Case, rules: Choice) -> Mapping[str, Array]:
     faults = {stage[name] for stage in BASES for name in rules & stage.keys()}
     dialect = next(iter(faults & DIALECTS.keys()), case.dialect)
     kind = next(iter(faults & set(BASIS_KINDS)), case.kind_of_basis)
+    seed = case.seed + ("seed + 1" in faults)
     try:
         with np.errstate(all="ignore"):
-            seed = case.seed + ("seed + 1" in faults)
-            A, B = oracle.bases(seed, case.shapes, case.rank, kind, dialect, faults, case.context)
+            drawn = oracle.bases(seed, case.shapes, case.rank, kind, dialect, faults, case.context)
     except (ValueError, ZeroDivisionError, OverflowError, IndexError, KeyError):
         return {}
-    return {"A": A, "B": B}
+    return dict(zip("AB", drawn, strict=True))
 
 
-def _gives(case: Case, rules: Choice, name: str, actual: Array, exact: bool) -> bool:
+def _gives(rules: Choice, case: Case, name: str, actual: Array, exact: bool) -> bool:
     """Whether rules give A or B; exactly, or but for a factor and within rounding."""
     drawn = _drawn(case, rules).get(name)
     if exact or drawn is None or actual.shape != drawn.shape or not np.all(np.isfinite(drawn)):
@@ -98,11 +98,8 @@ def bases(rows: Rows) -> list[str]:
     rows = sorted(rows, key=lambda row: row[1]["B"].size)  # what is quickly drawn decides first
 
     def fewest(most: int, exact: bool, names: str = "AB") -> list[str]:
-        return _fewest(
-            BASES,
-            most,
-            lambda rules: all(_gives(case, rules, name, given[name], exact) for case, given in rows for name in names),
-        )
+        asked = [(case, name, given[name]) for case, given in rows for name in names]
+        return _fewest(BASES, most, lambda rules: all(_gives(rules, *one, exact) for one in asked))
 
     def apart(exact: bool) -> list[str]:
         each = product(*(fewest(2, exact, name) for name in "AB"))
@@ -119,13 +116,12 @@ def count(rows: Rows) -> list[str]:
     """The fewest rules of n, of the values of a term and of what else is learned."""
 
     def total(case: Case, rules: Choice) -> int:
-        dialect, r, result = DIALECTS[case.dialect], case.rank, 0
-        terms, values, more = (next((stage[name] for name in rules & stage.keys()), None) for stage in COUNTS)
-        for shape in case.shapes:
-            n = terms(shape, r, case.shapes) if terms else dialect.terms(shape, r, context=case.context)
-            of = (n, r, *sides(shape, dialect.orientation))
-            result += (values(*of) if values else n * (r + of[3])) + (more(*of) if more else 0)
-        return result
+        dialect, r = DIALECTS[case.dialect], case.rank
+        terms = picked(COUNTS[0], rules, lambda s, r, _: dialect.terms(s, r, context=case.context))
+        values = picked(COUNTS[1], rules, lambda n, r, D, d: n * (r + d))
+        more = picked(COUNTS[2], rules, lambda n, r, D, d: 0)
+        layers = [(terms(s, r, case.shapes), r, *sides(s, dialect.orientation)) for s in case.shapes]
+        return sum(values(*sizes) + more(*sizes) for sizes in layers)
 
     return _fewest(COUNTS, 3, lambda rules: all(row["num_parameters"] == total(case, rules) for case, row in rows))
 

@@ -8,7 +8,7 @@ no option has a gradient of its own.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import combinations, product
 from typing import Any
 
@@ -26,11 +26,8 @@ AS_ASKED: Choice = frozenset()
 ONE = -1  # the place of a one, after all entries that are given
 
 STAGES: dict[str, dict[str, Any]] = {
-    "pairing": {  # whether the rows of ΛAΓ lie rank by rank, not term by term, of whether they should
-        "literal pairing": lambda crossed: False,
-        "crossed pairing": lambda crossed: True,
-        "the other pairing": lambda crossed: not crossed,
-    },
+    # whether the rows of ΛAΓ lie rank by rank, not term by term; None: not as the case has it
+    "pairing": {"literal pairing": False, "crossed pairing": True, "the other pairing": None},
     "order": {"the product S·B, factors in the other order": lambda B, S: S @ B},
     "terms": {  # kept, of n, d, r
         "last term dropped": lambda n, d, r: max(1, n - 1),
@@ -84,12 +81,9 @@ PLACES = [option for stage in STAGES.values() for option in stage]
 RARE = {"the other pairing", *list(STAGES["orientation"])[2:]}  # others, where they fit, come first
 UPDATE = tuple(STAGES)[:9]
 OF_UPDATE = frozenset(option for name in UPDATE for option in STAGES[name])
-SHOWN = {  # the stages that show on each result of a layer
-    "delta_weight": UPDATE,
-    "y": ("mask", "base", "bias", *UPDATE),
-    "dx": ("mask", "base", *UPDATE),
-    **dict.fromkeys(("dlambda", "dgamma"), ("mask", "rows", *UPDATE)),
-}
+GRADIENTS = ("dlambda", "dgamma")
+SHOWN = {"delta_weight": (), "y": ("mask", "base", "bias"), "dx": ("mask", "base")}  # the other stages, by result
+SHOWN |= dict.fromkeys(GRADIENTS, ("mask", "rows"))
 
 
 def choices(stages: Iterable[Mapping[str, Any]], size: int) -> Iterator[Choice]:
@@ -109,69 +103,66 @@ class Layer:
         sizes = self.n, self.r, self.d, self.D, abs(c.scaling) or 1.0, max(1, np.prod(c.x.shape[:-1]))
         self.sizes = np.log(sizes)  # what a law of scaling may be of
         self.u, self.limits = unit_roundoff(dtype or case.dtype), limits(replace(case, tier="real"), dtype)
-        self.known: dict[Any, tuple[Array, Array] | None] = {}
+        (out, in_), self.conditions = c.shape, {"merged": c.merged, "fan_in_fan_out": c.fan_in_fan_out}
+        self.conditions |= {"wide": out < in_, "tall": out > in_, "square": out == in_}
+        self.known = cache(self._result)
 
     def __call__(self, result: str, choice: Choice, own: tuple[int, ...] = ()) -> tuple[Array, Array] | None:
         """A result as (what is there without ΔW, what ΔW adds with s as asked); None where it cannot be computed.
 
         ``own`` is the shape of a gradient of Λ or Γ as read, not taken back to the array that was given.
         """
-        if (key := (result, choice, own)) not in self.known:
-            try:
-                self.known[key] = self._result(result, choice, own)
-            except (ValueError, IndexError):
-                self.known[key] = None
-        return self.known[key]
+        try:
+            return self.known(result, choice, own)
+        except (ValueError, IndexError):
+            return None
 
-    def _result(self, result: str, choice: Choice, own: tuple[int, ...]) -> tuple[Array, Array] | None:
+    def _result(self, result: str, choice: Choice, own: tuple[int, ...]) -> tuple[Array, Array]:
         c = self.case
         if result == "delta_weight":
-            places = self._places(choice)
-            return 0.0, self._update(choice, *(x[of] for x, of in zip(self.learned, places, strict=True)))
-        if (both := self("delta_weight", choice & OF_UPDATE)) is None:
-            return None
-        mask, base_mask = picked("mask", choice, lambda m: (m, 1))(self.mask)
-        weight, bias = picked("base", choice, 1) * c.weight, picked("bias", choice, 1) * self.bias
+            return 0.0, self._update(choice, *map(np.take, self.learned, self._places(choice)))
+        _, update = self.known("delta_weight", choice & OF_UPDATE, ())
+        mask, base_mask = picked(STAGES["mask"], choice, lambda m: (m, 1))(self.mask)
+        weight, bias = picked(STAGES["base"], choice, 1) * c.weight, picked(STAGES["bias"], choice, 1) * self.bias
         if result == "y":
-            return (c.x * base_mask) @ weight.T + bias, (c.x * mask) @ both[1].T
+            return (c.x * base_mask) @ weight.T + bias, (c.x * mask) @ update.T
         if result == "dx":
-            return base_mask * (c.dy @ weight), mask * (c.dy @ both[1])
-        dy, x = (picked("rows", choice, lambda x: x)(x) for x in (c.dy, c.x * mask))
+            return base_mask * (c.dy @ weight), mask * (c.dy @ update)
+        dy, x = (picked(STAGES["rows"], choice, lambda x: x)(x) for x in (c.dy, c.x * mask))
         G = dy.reshape(-1, dy.shape[-1]).T @ x.reshape(-1, x.shape[-1])
         return 0.0, self._gradient(result == "dgamma", choice, G, own)
 
     def _terms(self, choice: Choice) -> Any:
         """How many terms are kept."""
-        return picked("terms", choice, lambda n, d, r: n)(self.n, self.d, self.r)
+        return picked(STAGES["terms"], choice, lambda n, d, r: n)(self.n, self.d, self.r)
 
     def _places(self, choice: Choice) -> list[Array]:
         """Where the entries of Λ and Γ as read are among those that are given."""
         kept = slice(self._terms(choice)), slice(self.r if "gamma of length r" in choice else None)
         given = {"lambda": self.case.lambda_, "gamma": self.case.gamma}
         places = {name: np.arange(x.size).reshape(x.shape)[kept] for name, x in given.items()}
-        return [picked(name, choice, lambda places: places)(of) for name, of in places.items()]
+        return [picked(STAGES[name], choice, lambda places: places)(of) for name, of in places.items()]
 
     def _update(self, choice: Choice, lambda_: Array, gamma: Array) -> Array:
         """ΔW (…, out, in) of Λ and Γ as read; one of them may have a leading axis."""
-        c, n = self.case, self._terms(choice)
-        A = picked("A", choice, lambda A, d: A[:, :d])(c.A, self.d)
-        B = picked("B", choice, lambda B, n: B[:n])(c.B, n)
-        B = picked("B's rows", choice, lambda B, D, d: B[:, :D])(B, self.D, self.d)
-        by_rank = picked("pairing", choice, lambda crossed: crossed)(c.pairing == "crossed")
+        c, n, on_rows = self.case, self._terms(choice), "gamma on B's rows" in choice
+        A = picked(STAGES["A"], choice, lambda A, d: A[:, :d])(c.A, self.d)
+        B = picked(STAGES["B"], choice, lambda B, n: B[:n])(c.B, n)
+        B = picked(STAGES["B's rows"], choice, lambda B, D, d: B[:, :D])(B, self.D, self.d)
+        crossed = c.pairing == "crossed"
+        by_rank = picked(STAGES["pairing"], choice, crossed)
+        by_rank = not crossed if by_rank is None else by_rank
 
         def rows(terms: Array) -> Array:
             """(…, n·r, k) of (…, n, r, k)."""
             terms = np.broadcast_to(terms, (*terms.shape[:-3], n, self.r, terms.shape[-1]))
             return (terms.swapaxes(-2, -3) if by_rank else terms).reshape(*terms.shape[:-3], -1, terms.shape[-1])
 
-        on_rows, of_columns = "gamma on B's rows" in choice, gamma[..., None, :]
-        S, B = lambda_[..., None] * A, B.swapaxes(-1, -2).reshape(-1, B.shape[1])
-        if on_rows:
-            B = B * rows(of_columns)
-        else:
-            S = S * (gamma[..., None] if "gamma of length r" in choice else of_columns)
-        M = c.scaling * picked("order", choice, np.matmul)(B.swapaxes(-1, -2), rows(S))
-        turned = picked("orientation", choice, lambda M, shape: spec.oriented(M, shape, c.orientation))
+        of = gamma[..., None] if "gamma of length r" in choice else gamma[..., None, :]
+        S = rows(lambda_[..., None] * A * (1 if on_rows else of))
+        columns = B.swapaxes(-1, -2).reshape(-1, B.shape[1]) * (rows(of) if on_rows else 1)
+        M = c.scaling * picked(STAGES["order"], choice, np.matmul)(columns.swapaxes(-1, -2), S)
+        turned = picked(STAGES["orientation"], choice, lambda M, shape: spec.oriented(M, shape, c.orientation))
         places = turned(np.arange(M.shape[-2] * M.shape[-1]).reshape(M.shape[-2:]), c.weight.shape)
         if places.shape != c.weight.shape:
             raise ValueError("ΔW of another shape than W0")
@@ -181,7 +172,7 @@ class Layer:
         """⟨G, ΔW of each unit array⟩."""
         places, given = self._places(choice), (self.case.lambda_, self.case.gamma)[of_gamma]
         at = places[of_gamma] = np.broadcast_to(places[of_gamma], own or places[of_gamma].shape)
-        read = [x[of] for x, of in zip(self.learned, places, strict=True)]
+        read = [*map(np.take, self.learned, places)]
         read[of_gamma] = np.eye(at.size).reshape(-1, *at.shape)
         slopes = np.tensordot(self._update(choice, *read), G, 2)
         if own:
@@ -196,9 +187,9 @@ class Layer:
         return own + by_gauge if by_gauge.shape == actual.shape else own
 
 
-def picked(stage: str, choice: Choice, default: Any) -> Any:
+def picked(stage: Mapping[str, Any], choice: Choice, default: Any) -> Any:
     """What a choice has of a stage."""
-    return next((STAGES[stage][option] for option in choice if option in STAGES[stage]), default)
+    return next((stage[option] for option in choice & stage.keys()), default)
 
 
 @lru_cache(maxsize=512)
