@@ -16,10 +16,18 @@ from .laws import ONE, ZERO, Law, laws
 from .stages import AS_ASKED, GRADIENTS, OF_UPDATE, PLACES, RARE, SHOWN, STAGES, UPDATE, Choice, Layer, choices
 
 Array = Any
-Cells = Sequence[tuple[str, Layer, Array]]  # results by name, of each layer; None where the implementation raised
 MOST = {"delta_weight": 3, "y": 2, "dx": 2, "dlambda": 1, "dgamma": 1}  # options that part a result from its base
 TIES, WORSE = 8, 1.0  # configurations that are kept from result to result, and how much more they may cost
 CONDITIONS = ("merged", "wide", "tall", "square", "fan_in_fan_out")
+
+
+class Cell(NamedTuple):
+    """A result of a layer, None where the implementation raised, and how far it may be from what is predicted."""
+
+    result: str
+    layer: Layer
+    actual: Array
+    limit: Array
 
 
 class Way(NamedTuple):
@@ -79,37 +87,39 @@ def cheapest(found: Sequence[Any]) -> list[Any]:
     return [one for one in found if one.cost == min(one.cost for one in found)]
 
 
-def ratio(layer: Layer, result: str, way: Way, more: Choice, actual: Array) -> tuple[float, float] | None:
+def ratio(cell: Cell, way: Way, more: Choice) -> tuple[float, float] | None:
     """By how much ΔW's part of a result is larger than a way has it, NaN where any would do, and the tolerance.
 
     None where no factor makes it the result.
     """
+    result, layer, actual, limit = cell
     both = layer(result, way.choice | more, np.shape(actual) if way.as_read else ())
     if both is None or actual is None:
         return (np.nan, 0.0) if both is actual else None
-    rest, part, limit = actual - both[0], way.law(layer.sizes) * both[1], layer.limit(result, actual)
+    rest, part = actual - both[0], way.law(layer.sizes) * both[1]
     if part.shape != actual.shape:
         return None
     square = float(np.vdot(part, part)) or 1.0
-    factor, tolerance = float(np.vdot(part, rest)) / square, float(np.sum(limit * np.abs(part))) / square
+    factor = float(np.vdot(part, rest)) / square
     if not np.all(np.abs(rest - factor * part) <= limit):
         return None
+    tolerance = float(np.sum(limit * np.abs(part))) / square
     if abs(factor) <= tolerance:
         return (0.0 if np.any(part) else np.nan), tolerance
     return factor, tolerance / abs(factor)
 
 
-def fitting(result: str, cells: Cells, base: Way, size: int) -> Iterator[Way]:
+def fitting(result: str, cells: Sequence[Cell], base: Way, size: int) -> Iterator[Way]:
     """The options, ``size`` of them, and the law beside a base that give one result of all cases."""
     free = [STAGES[name] for name in (*SHOWN[result], *UPDATE) if base.choice.isdisjoint(STAGES[name])]
     for more in choices(free, size):
-        tried = (ratio(layer, result, base, more, actual) for _, layer, actual in cells)
+        tried = (ratio(cell, base, more) for cell in cells)
         ratios = [one for one in takewhile(bool, tried) if one]
         if len(ratios) == len(cells):
-            yield from (Way(more, law) for law in laws([layer.sizes for _, layer, _ in cells], ratios))
+            yield from (Way(more, law) for law in laws([cell.layer.sizes for cell in cells], ratios))
 
 
-def explain(result: str, cells: Cells, bases: Sequence[Found], most: int) -> list[Found]:
+def explain(result: str, cells: Sequence[Cell], bases: Sequence[Found], most: int) -> list[Found]:
     """The cheapest ways to one result of all cases, of as few options more than the bases as fit at all."""
     for size in range(min(most, MOST[result]) + 1):
         found = []
@@ -137,14 +147,14 @@ def bases_of(result: str, forward: Way) -> list[Found]:
     return found
 
 
-def solve(cells: Cells, most: int = 3) -> tuple[list[Solution], str]:
+def solve(cells: Sequence[Cell], most: int = 3) -> tuple[list[Solution], str]:
     """The cheapest solutions; or those of the results before the first that none gives, and its name."""
-    answered = {name for name, _, actual in cells if actual is not None}
+    answered = {cell.result for cell in cells if cell.actual is not None}
     kept = [Solution(float(not answered and bool(cells)), {})]  # an error counts as an option
     for result in filter(answered.__contains__, SHOWN):
         after = []
         for one in kept:  # where ΔW raises, there is no other result
-            own = [cell for cell in cells if cell[0] == result and (cell[2] is not None or not one.ways)]
+            own = [cell for cell in cells if cell.result == result and (cell.actual is not None or not one.ways)]
             for found in explain(result, own, bases_of(result, one.forward.way), most):
                 after.append(Solution(one.cost + found.cost, {**one.ways, result: found}))
         if not after:
@@ -154,14 +164,14 @@ def solve(cells: Cells, most: int = 3) -> tuple[list[Solution], str]:
     return cheapest(kept), ""
 
 
-def configurations(cells: Cells) -> tuple[list[str], str]:
+def configurations(cells: Sequence[Cell]) -> tuple[list[str], str]:
     """The cheapest configurations in words; or what there is of one, and the first result that none gives."""
     found, failed = solve(cells)
     costs = {} if failed else {solution.words: solution.cost for solution in found}
     if costs and (not found[0].ways or found[0].cost <= 2):
         return list(costs), "every result" * (not found[0].ways)
     for name in CONDITIONS:
-        parts = [[cell for cell in cells if cell[1].conditions[name] == side] for side in (True, False)]
+        parts = [[cell for cell in cells if cell.layer.conditions[name] == side] for side in (True, False)]
         (inside, lost), (outside, lost_too) = (solve(part, most=2) for part in parts)
         for one, other in product(inside, outside) if not (lost or lost_too) else ():
             both = one.words and f"{name} layers: {one.words}", other.words and f"all but {name} layers: {other.words}"

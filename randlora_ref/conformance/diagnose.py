@@ -13,7 +13,7 @@ from ..arrays import unit_roundoff
 from .answers import expected
 from .cases import Case
 from .compare import Verdict, judge
-from .configure import Cells, configurations
+from .configure import Cell, configurations
 from .pattern import errors, next_steps, numbers, pattern, raises, statements
 from .rules import ruled
 from .stages import GRADIENTS, layer_of
@@ -58,7 +58,7 @@ def _layers(verdicts: Sequence[Verdict], dtype: str | None) -> tuple[list[str], 
     return [], hint
 
 
-def _cells(verdicts: Sequence[Verdict], dtype: str | None, lower: str | None, answered: bool) -> Cells:
+def _cells(verdicts: Sequence[Verdict], dtype: str | None, lower: str | None, answered: bool) -> list[Cell]:
     """Each result of each layer, failing and large cases first; ``answered``: without errors and other shapes."""
     cells = []
     for verdict in sorted(verdicts, key=lambda one: (not one.wrong, -one.case.size)):
@@ -67,12 +67,13 @@ def _cells(verdicts: Sequence[Verdict], dtype: str | None, lower: str | None, an
         coarser = lower and not exact and unit_roundoff(lower) > unit_roundoff(dtype or case.dtype)
         layer = layer_of(case, lower if coarser else dtype)
         other = {name for name, x in values.items() if x is not None and x.shape != layer.limits[name].shape}
-        nothing = bool(raises(verdict)) or ("delta_weight" in other and not answered)  # no layer can add that to W0
-        for name, value in values.items():
+        nothing = raises(verdict) or ("delta_weight" in other and not answered)  # no layer can add that to W0
+        if nothing and not answered:
+            cells += [Cell(name, layer, None, 0.0) for name in values]
+        for name, value in () if nothing else values.items():
             fits = name not in other or (name in GRADIENTS and not answered)
-            given = value is not None and fits and np.all(np.isfinite(value))
-            if not answered if nothing else given:
-                cells.append((name, layer, None if nothing else value))
+            if value is not None and fits and np.all(np.isfinite(value)):
+                cells.append(Cell(name, layer, value, layer.limit(name, value)))
     return cells
 
 

@@ -131,14 +131,14 @@ class Report:
             lines.append(f"not checked: {number} results, {reason}; the first is {result} of {case}")
         for reason, number in Counter(self.details.get("known", {}).values()).items():
             lines.append(f"known to fail: {number} cases, {reason}")
-        if "versions" in self.details:
-            lines.append(", ".join(f"{name} {version}" for name, version in self.details["versions"].items()))
+        versions = self.details.get("versions", {})
+        lines += [", ".join(f"{name} {version}" for name, version in versions.items())] * bool(versions)
         lines += [f"UNEXPECTED PASS: {id_}" for id_ in self.details.get("unexpected", ())]
-        sums = f"{self.passed_cases} cases passed, {len(self.failures)} failed"
-        sums += f", {len({case for case, _, _ in self.absent})} not fully checked, {self.seconds:.1f} s"
         left = [kind for kind in KINDS if kind not in self.kinds]
         if self.passed and left:
             lines.append(f"passed: {', '.join(self.kinds)}; not checked: {', '.join(left)}")
+        sums = f"{self.passed_cases} cases passed, {len(self.failures)} failed"
+        sums += f", {len({case for case, _, _ in self.absent})} not fully checked, {self.seconds:.1f} s"
         return [*lines, f"{self.target}: {'PASSED' if self.passed else 'FAILED'}, {sums}"]
 
     def to_json(self) -> dict[str, Any]:
@@ -170,16 +170,14 @@ def can_be_named(implementation: Implementation) -> bool:
 def run_case(implementation: Implementation, case: Case, dtype: str | None = None) -> Verdict:
     """What comes of a case whose arrays are the implementation's own to change; an exception is a result too."""
     try:
-        results: Any = implementation(case.with_arrays(np.array))
-        text = f"returned {type(results).__name__} {str(results)[:SHOWN]!r}, no results by name"
+        results = implementation(case.with_arrays(np.array))
+        known = isinstance(results, Mapping)
+        text = "" if known else f"returned {type(results).__name__} {str(results)[:SHOWN]!r}, no results by name"
     except NotImplementedError as error:
-        results, text = None, f"unsupported: {error}"
+        text = f"unsupported: {error}"
     except Exception as error:  # whatever an implementation under test raises is its failure, not ours
-        results, text = (
-            None,
-            f"{RAISED}{type(error).__name__}: {str(error).splitlines()[0][:SHOWN] if str(error) else ''}",
-        )
-    return judge(case, results if isinstance(results, Mapping) else dict.fromkeys(case.wanted, text), dtype)
+        text = f"{RAISED}{type(error).__name__}: {str(error).splitlines()[0][:SHOWN] if str(error) else ''}"
+    return judge(case, dict.fromkeys(case.wanted, text) if text else results, dtype)
 
 
 def check(
@@ -228,14 +226,14 @@ def choose(
     for kind in wanted:
         if not isinstance(kind, str) or kind not in KINDS:
             raise ValueError(f"kinds: {kind!r}; it must be some of {', '.join(KINDS)}")
-    if dialect is not None:
-        cases = of_dialect(stored_cases() if cases is None else cases, dialect)
-    elif cases is None:
-        cases = [case for case in stored_cases() if case.dialect in ("paper", "peft")]
-    cases = list(cases)
-    for case in cases:
+    given = list(stored_cases() if cases is None else cases)
+    for case in given:
         checks.instance("cases", case, Case)
-    chosen = [case for case in cases if case.kind in wanted]
+    if dialect is not None:
+        given = list(of_dialect(given, dialect))
+    elif cases is None:
+        given = [case for case in given if case.dialect in ("paper", "peft")]
+    chosen = [case for case in given if case.kind in wanted]
     if dtype is not None:
         layers = [case for case in chosen if case.kind == "layer" and (case.tier == "real" or dtype in case.exact_in)]
         layers += [case for case in chosen if case.kind == "block" and dtype in ("float32", "float64")]
@@ -247,11 +245,7 @@ def choose(
 
 
 def report_of(
-    verdicts: Sequence[Verdict],
-    target: str,
-    dtype: str | None,
-    seconds: float,
-    only: str | None = None,
+    verdicts: Sequence[Verdict], target: str, dtype: str | None, seconds: float, only: str | None = None
 ) -> Report:
     """The report of all verdicts; ``only`` are the arguments that repeat a failure (None: the case by its id).
 

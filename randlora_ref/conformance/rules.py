@@ -86,9 +86,9 @@ def _drawn(case: Case, rules: Choice) -> Mapping[str, Array]:
 
 def _gives(rules: Choice, case: Case, name: str, actual: Array, exact: bool) -> bool:
     """Whether rules give A or B; exactly, or but for a factor and within rounding."""
-    drawn = _drawn(case, rules).get(name)
-    if exact or drawn is None or actual.shape != drawn.shape or not np.all(np.isfinite(drawn)):
-        return drawn is not None and np.array_equal(actual, drawn)
+    drawn = _drawn(case, rules).get(name, np.nan)
+    if exact or actual.shape != np.shape(drawn) or not np.all(np.isfinite(drawn)):
+        return np.array_equal(actual, drawn)
     factor, u = np.vdot(drawn, actual) / (np.vdot(drawn, drawn) or 1.0), 2.0**-8 if case.dialect == "peft" else 2.0**-22
     return bool(np.max(np.abs(actual - factor * drawn)) <= 2 * u * np.max(np.abs(actual)))
 

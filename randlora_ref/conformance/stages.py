@@ -8,7 +8,7 @@ no option has a gradient of its own.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import combinations, product
 from typing import Any
 
@@ -25,6 +25,12 @@ Choice = frozenset[str]
 AS_ASKED: Choice = frozenset()
 ONE = -1  # the place of a one, after all entries that are given
 
+READINGS = {  # which entries are read, by their places, of Λ (n, r) or Γ (n, d)
+    "{} read as ({}, n)": lambda places: places.reshape(places.shape[::-1]).T,
+    "{} rolled by one term": lambda places: np.roll(places, 1, 0),
+    "one {} for all terms": lambda places: places[:1],
+    "{} ignored": lambda places: np.full_like(places, ONE),
+}
 STAGES: dict[str, dict[str, Any]] = {
     # whether the rows of ΛAΓ lie rank by rank, not term by term; None: not as the case has it
     "pairing": {"literal pairing": False, "crossed pairing": True, "the other pairing": None},
@@ -33,21 +39,10 @@ STAGES: dict[str, dict[str, Any]] = {
         "last term dropped": lambda n, d, r: max(1, n - 1),
         "n = floor(d/r)": lambda n, d, r: min(n, max(1, d // r)),
     },
-    "lambda": {  # places of entries of Λ (n, r)
-        "lambda read as (r, n)": lambda places: places.reshape(places.shape[::-1]).T,
-        "lambda rolled by one term": lambda places: np.roll(places, 1, 0),
-        "one lambda for all terms": lambda places: places[:1],
-        "one scalar for each base": lambda places: places[:, :1],
-        "lambda ignored": lambda places: np.full_like(places, ONE),
-    },
-    "gamma": {  # the same of Γ; the last two are not on A's columns, but on Λ and on B's rows
-        "gamma read as (d, n)": lambda places: places.reshape(places.shape[::-1]).T,
-        "gamma rolled by one term": lambda places: np.roll(places, 1, 0),
-        "one gamma for all terms": lambda places: places[:1],
-        "gamma ignored": lambda places: np.full_like(places, ONE),
-        "gamma of length r": lambda places: places,
-        "gamma on B's rows": lambda places: places,
-    },
+    "lambda": {text.format("lambda", "r"): rule for text, rule in READINGS.items()}
+    | {"one scalar for each base": lambda places: places[:, :1]},
+    "gamma": {text.format("gamma", "d"): rule for text, rule in READINGS.items()}
+    | {"gamma of length r": lambda places: places, "gamma on B's rows": lambda places: places},  # not on A's columns
     "A": {"A sliced from the wrong end": lambda A, d: A[:, -d:], "A not sliced": lambda A, d: A},
     "B": {  # of n
         "B's terms sliced from the wrong end": lambda B, n: B[-n:],
@@ -99,29 +94,34 @@ class Layer:
         self.case = c = case.with_arrays(lambda x: np.asarray(x, np.float64))
         self.mask, self.bias = 1.0 if c.dropout_mask is None else c.dropout_mask, 0.0 if c.bias is None else c.bias
         self.learned = [np.append(x, 1.0) for x in (c.lambda_, c.gamma)]  # Λ and Γ, and the ONE
+        self.places = [np.arange(x.size).reshape(x.shape) for x in (c.lambda_, c.gamma)]
         (self.n, self.r), (self.D, self.d) = c.lambda_.shape, spec.sides(c.weight.shape, c.orientation)
         sizes = self.n, self.r, self.d, self.D, abs(c.scaling) or 1.0, max(1, np.prod(c.x.shape[:-1]))
         self.sizes = np.log(sizes)  # what a law of scaling may be of
         self.u, self.limits = unit_roundoff(dtype or case.dtype), limits(replace(case, tier="real"), dtype)
         (out, in_), self.conditions = c.shape, {"merged": c.merged, "fan_in_fan_out": c.fan_in_fan_out}
         self.conditions |= {"wide": out < in_, "tall": out > in_, "square": out == in_}
-        self.known = cache(self._result)
+        self.known: dict[Any, tuple[Array, Array] | None] = {}
 
     def __call__(self, result: str, choice: Choice, own: tuple[int, ...] = ()) -> tuple[Array, Array] | None:
         """A result as (what is there without ΔW, what ΔW adds with s as asked); None where it cannot be computed.
 
         ``own`` is the shape of a gradient of Λ or Γ as read, not taken back to the array that was given.
         """
-        try:
-            return self.known(result, choice, own)
-        except (ValueError, IndexError):
-            return None
+        if (key := (result, choice, own)) not in self.known:
+            try:
+                self.known[key] = self._result(result, choice, own)
+            except (ValueError, IndexError):
+                self.known[key] = None
+        return self.known[key]
 
-    def _result(self, result: str, choice: Choice, own: tuple[int, ...]) -> tuple[Array, Array]:
+    def _result(self, result: str, choice: Choice, own: tuple[int, ...]) -> tuple[Array, Array] | None:
         c = self.case
         if result == "delta_weight":
             return 0.0, self._update(choice, *map(np.take, self.learned, self._places(choice)))
-        _, update = self.known("delta_weight", choice & OF_UPDATE, ())
+        if (both := self("delta_weight", choice & OF_UPDATE)) is None:
+            return None
+        _, update = both
         mask, base_mask = picked(STAGES["mask"], choice, lambda m: (m, 1))(self.mask)
         weight, bias = picked(STAGES["base"], choice, 1) * c.weight, picked(STAGES["bias"], choice, 1) * self.bias
         if result == "y":
@@ -138,10 +138,9 @@ class Layer:
 
     def _places(self, choice: Choice) -> list[Array]:
         """Where the entries of Λ and Γ as read are among those that are given."""
-        kept = slice(self._terms(choice)), slice(self.r if "gamma of length r" in choice else None)
-        given = {"lambda": self.case.lambda_, "gamma": self.case.gamma}
-        places = {name: np.arange(x.size).reshape(x.shape)[kept] for name, x in given.items()}
-        return [picked(STAGES[name], choice, lambda places: places)(of) for name, of in places.items()]
+        n, k = self._terms(choice), self.r if "gamma of length r" in choice else None
+        rules = (picked(STAGES[name], choice, lambda places: places) for name in ("lambda", "gamma"))
+        return [rule(places[:n, :k]) for rule, places in zip(rules, self.places, strict=True)]
 
     def _update(self, choice: Choice, lambda_: Array, gamma: Array) -> Array:
         """ΔW (…, out, in) of Λ and Γ as read; one of them may have a leading axis."""
@@ -160,8 +159,8 @@ class Layer:
 
         of = gamma[..., None] if "gamma of length r" in choice else gamma[..., None, :]
         S = rows(lambda_[..., None] * A * (1 if on_rows else of))
-        columns = B.swapaxes(-1, -2).reshape(-1, B.shape[1]) * (rows(of) if on_rows else 1)
-        M = c.scaling * picked(STAGES["order"], choice, np.matmul)(columns.swapaxes(-1, -2), S)
+        columns = B.swapaxes(0, 1).reshape(B.shape[1], -1) * (rows(of).swapaxes(-1, -2) if on_rows else 1)
+        M = c.scaling * picked(STAGES["order"], choice, np.matmul)(columns, S)
         turned = picked(STAGES["orientation"], choice, lambda M, shape: spec.oriented(M, shape, c.orientation))
         places = turned(np.arange(M.shape[-2] * M.shape[-1]).reshape(M.shape[-2:]), c.weight.shape)
         if places.shape != c.weight.shape:
@@ -170,16 +169,16 @@ class Layer:
 
     def _gradient(self, of_gamma: bool, choice: Choice, G: Array, own: tuple[int, ...]) -> Array:
         """⟨G, ΔW of each unit array⟩."""
-        places, given = self._places(choice), (self.case.lambda_, self.case.gamma)[of_gamma]
+        places = self._places(choice)
         at = places[of_gamma] = np.broadcast_to(places[of_gamma], own or places[of_gamma].shape)
         read = [*map(np.take, self.learned, places)]
         read[of_gamma] = np.eye(at.size).reshape(-1, *at.shape)
         slopes = np.tensordot(self._update(choice, *read), G, 2)
         if own:
             return slopes.reshape(own)
-        back = np.zeros(given.size + 1)  # what is read as ONE gets none
+        back = np.zeros_like(self.learned[of_gamma])
         np.add.at(back, at.ravel(), slopes)
-        return back[:-1].reshape(given.shape)
+        return back[:-1].reshape(self.n, -1)  # what is read as ONE goes nowhere
 
     def limit(self, result: str, actual: Array) -> Array:
         """How far a result may be from a prediction: by the gauge, which knows the asked s alone, and by its size."""
@@ -194,5 +193,7 @@ def picked(stage: Mapping[str, Any], choice: Choice, default: Any) -> Any:
 
 @lru_cache(maxsize=512)
 def layer_of(case: Case, dtype: str | None) -> Layer:
-    """The layer of a case; stored cases are asked again and again."""
-    return Layer(case, dtype)
+    """The layer of a case; stored cases are asked again and again, in every precision for the same numbers."""
+    layer = Layer(case, dtype)
+    layer.known = layer.known if dtype is None else layer_of(case, None).known
+    return layer
