@@ -31,55 +31,44 @@ class Cell(NamedTuple):
 
 
 class Way(NamedTuple):
-    """How one result is computed."""
+    """How one result of all cases is computed, what that costs, and in words what parts it from y (or ΔW)."""
 
     choice: Choice = AS_ASKED
     law: Law = ONE
     as_read: bool = False  # a gradient of Λ or Γ as read
+    cost: float = 0.0
+    notes: tuple[str, ...] = ()
 
     @property
     def words(self) -> str:
         """What is done otherwise than asked."""
         return " and ".join([*sorted(self.choice, key=PLACES.index), *([self.law.words] * (self.law != ONE))])
 
-    @property
-    def cost(self) -> float:
-        """One for each option and for a law, more for what is rare."""
-        return len(self.choice) + 0.25 * len(self.choice & RARE) + (self.law != ONE)
-
-
-class Found(NamedTuple):
-    """A way to one result of all cases, and in words what parts it from y (or ΔW)."""
-
-    cost: float
-    way: Way
-    notes: tuple[str, ...] = ()
-
 
 class Solution(NamedTuple):
     """A way to each result."""
 
     cost: float
-    ways: Mapping[str, Found]
+    ways: Mapping[str, Way]
 
     @property
-    def forward(self) -> Found:
+    def forward(self) -> Way:
         """What the other results are held to: y's way, or the first there is."""
-        return self.ways.get("y") or next(iter(self.ways.values()), Found(0.0, Way()))
+        return self.ways.get("y") or next(iter(self.ways.values()), Way())
 
     @property
     def words(self) -> str:
         """What y has, or ΔW, then what parts the other results from it."""
         forward, apart = self.forward, dict[str, list[str]]()
-        for result, found in self.ways.items():
-            notes = found.notes
+        for result, way in self.ways.items():
+            notes = way.notes
             if result == "delta_weight":  # found before y, told after it
-                follows = found.way == forward.way._replace(choice=forward.way.choice & OF_UPDATE)
-                notes = () if follows else (found.way.words or "ignored",)
-            for note in notes if found is not forward else ():
+                follows = (way.choice, way.law) == (forward.choice & OF_UPDATE, forward.law)
+                notes = () if follows else (way.words or "ignored",)
+            for note in filter(None, notes if way is not forward else ()):
                 apart.setdefault(note, []).append(result)
         named = {note: " and ".join(filter(None, [", ".join(of[:-1]), of[-1]])) for note, of in apart.items()}
-        return ", ".join(filter(None, [forward.way.words, *(f"{note} in {of}" for note, of in named.items())]))
+        return ", ".join(filter(None, [forward.words, *(f"{note} in {of}" for note, of in named.items())]))
 
 
 def cheapest(found: Sequence[Any]) -> list[Any]:
@@ -109,41 +98,41 @@ def ratio(cell: Cell, way: Way, more: Choice) -> tuple[float, float] | None:
     return factor, tolerance / abs(factor)
 
 
-def fitting(result: str, cells: Sequence[Cell], base: Way, size: int) -> Iterator[Way]:
+def fitting(result: str, cells: Sequence[Cell], base: Way, size: int) -> Iterator[tuple[Choice, Law]]:
     """The options, ``size`` of them, and the law beside a base that give one result of all cases."""
     free = [STAGES[name] for name in (*SHOWN[result], *UPDATE) if base.choice.isdisjoint(STAGES[name])]
     for more in choices(free, size):
         tried = (ratio(cell, base, more) for cell in cells)
         ratios = [one for one in takewhile(bool, tried) if one]
         if len(ratios) == len(cells):
-            yield from (Way(more, law) for law in laws([cell.layer.sizes for cell in cells], ratios))
+            yield from ((more, law) for law in laws([cell.layer.sizes for cell in cells], ratios))
 
 
-def explain(result: str, cells: Sequence[Cell], bases: Sequence[Found], most: int) -> list[Found]:
+def explain(result: str, cells: Sequence[Cell], bases: Sequence[Way], most: int) -> list[Way]:
     """The cheapest ways to one result of all cases, of as few options more than the bases as fit at all."""
     for size in range(min(most, MOST[result]) + 1):
         found = []
-        for cost, base, notes in bases:
-            for own in fitting(result, cells, base, size):
-                way = base._replace(choice=base.choice | own.choice, law=base.law.times(own.law))
-                words = own.words.replace(ZERO.words, "zero") if result in GRADIENTS else own.words
-                found.append(Found(cost + own.cost, way, (*notes, words) if words else notes))
+        for base in bases:
+            for more, law in fitting(result, cells, base, size):
+                own = Way(more, law).words
+                own = own.replace(ZERO.words, "zero") if result in GRADIENTS else own
+                cost = base.cost + size + 0.25 * len(more & RARE) + (law != ONE)
+                found.append(Way(base.choice | more, base.law.times(law), base.as_read, cost, (*base.notes, own)))
         if found:
             return cheapest(found)
     return []
 
 
-def bases_of(result: str, forward: Way) -> list[Found]:
+def bases_of(result: str, forward: Way) -> list[Way]:
     """What a result may start from, given y's way (or ΔW's): it follows that, or ignores some or all of it."""
-    found, items = [Found(0.0, forward)], [*forward.choice, *([forward.law] * (forward.law != ONE))]
-    for less in (some for size in range(len(items)) for some in combinations(items, size + 1)):
+    items, found = [*forward.choice, *[forward.law] * (forward.law != ONE)], []
+    subsets = [some for size in range(len(items) + 1) for some in combinations(items, size)]
+    for as_read, less in product((False, True) if result in GRADIENTS else (False,), subsets):
         law, left = (forward.law, ONE) if forward.law in less else (ONE, forward.law)
-        kept, gone = Way(forward.choice.difference(less), left), Way(forward.choice.intersection(less), law)
-        cost, note = (0.5, f"{gone.words} ignored") if kept != Way() else (0.25, "ignored")
-        found.append(Found(0.5 if result == "y" else cost, kept, (note,)))
-    if result in GRADIENTS:
-        read = [(cost + 0.3, way._replace(as_read=True), ("as read", *notes)) for cost, way, notes in found]
-        found += [Found(cost, way, (" and ".join(notes),)) for cost, way, notes in read]
+        part = f"{Way(forward.choice.intersection(less), law).words} " if len(less) < len(items) else ""
+        cost = bool(less) * (0.5 if part or result == "y" else 0.25) + 0.3 * as_read
+        note = " and ".join(["as read"] * as_read + [f"{part}ignored"] * bool(less))
+        found.append(Way(forward.choice.difference(less), left, as_read, cost, (note,)))
     return found
 
 
@@ -155,8 +144,8 @@ def solve(cells: Sequence[Cell], most: int = 3) -> tuple[list[Solution], str]:
         after = []
         for one in kept:  # where ΔW raises, there is no other result
             own = [cell for cell in cells if cell.result == result and (cell.actual is not None or not one.ways)]
-            for found in explain(result, own, bases_of(result, one.forward.way), most):
-                after.append(Solution(one.cost + found.cost, {**one.ways, result: found}))
+            for way in explain(result, own, bases_of(result, one.forward), most):
+                after.append(Solution(one.cost + way.cost, {**one.ways, result: way}))
         if not after:
             return kept, result
         least = min(solution.cost for solution in after)
