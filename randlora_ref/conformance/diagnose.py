@@ -18,6 +18,7 @@ from .pattern import errors, next_steps, numbers, pattern, raises, statements
 from .rules import ruled
 from .stages import GRADIENTS, layer_of
 
+Cause = tuple[tuple[str, ...], tuple[str, ...]]  # all that the failures of a kind look like, and what else is known
 NONE = "no known deviation"
 LOWER = (("float32", "float32"), ("float16", "TF32 or float16"), ("bfloat16", "bfloat16"))
 
@@ -30,7 +31,7 @@ def diagnose(
     return diagnosis([*failing, *right], dtype)[0]
 
 
-def diagnosis(verdicts: Sequence[Verdict], dtype: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def diagnosis(verdicts: Sequence[Verdict], dtype: str | None) -> Cause:
     """``diagnose``, and what else to know: the pattern; the errors, or where nothing fits, the next steps."""
     failing = [verdict for verdict in verdicts if verdict.wrong]
     shared = f"{len(failing)} of {len(verdicts)} fail: {pattern(failing, verdicts)}"

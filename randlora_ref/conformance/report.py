@@ -17,12 +17,11 @@ from ..arrays import brief
 from ..rank.exact import Progress
 from .cases import KINDS, Case, of_dialect
 from .compare import MISSING, Absent, Mismatch, Verdict, judge
-from .diagnose import diagnosis
+from .diagnose import Cause, diagnosis
 from .pattern import RAISED, raises, telling
 from .vectors import stored_cases
 
 Implementation = Callable[[Case], Mapping[str, Any]]
-Cause = tuple[tuple[str, ...], tuple[str, ...]]  # all that the failures of a kind look like, and what else is known
 Causes = Callable[[], Mapping[str, Cause]]
 SHOWN = 100  # characters of an exception's message
 LINES, COLUMNS = 25, 120  # of a report

@@ -14,7 +14,6 @@ import numpy as np
 from ..dialects import DIALECTS, StartRule
 from ..spec import CountRule, number_of_terms, sides
 from . import oracle
-from .answers import expected
 from .cases import BASIS_KINDS, Case
 from .compare import Verdict
 from .pattern import numbers
@@ -70,23 +69,22 @@ def _fewest(stages: Stages, most: int, fits: Callable[[Choice], bool]) -> list[s
 
 
 @lru_cache(maxsize=4096)
-def _drawn(case: Case, rules: Choice) -> Mapping[str, Array]:
-    """A and B under other rules; nothing where the case has no room for them."""
+def _drawn(case: Case, rules: Choice) -> tuple[Array, Array]:
+    """A and B under other rules; no arrays where the case has no room for them."""
     faults = {stage[name] for stage in BASES for name in rules & stage.keys()}
     dialect = next(iter(faults & DIALECTS.keys()), case.dialect)
     kind = next(iter(faults & set(BASIS_KINDS)), case.kind_of_basis)
     seed = case.seed + ("seed + 1" in faults)
     try:
         with np.errstate(all="ignore"):
-            drawn = oracle.bases(seed, case.shapes, case.rank, kind, dialect, faults, case.context)
+            return oracle.bases(seed, case.shapes, case.rank, kind, dialect, faults, case.context)
     except (ValueError, ZeroDivisionError, OverflowError, IndexError, KeyError):
-        return {}
-    return dict(zip("AB", drawn, strict=True))
+        return np.nan, np.nan
 
 
 def _gives(rules: Choice, case: Case, name: str, actual: Array, exact: bool) -> bool:
     """Whether rules give A or B; exactly, or but for a factor and within rounding."""
-    drawn = _drawn(case, rules).get(name, np.nan)
+    drawn = _drawn(case, rules)["AB".index(name)]
     if exact or actual.shape != np.shape(drawn) or not np.all(np.isfinite(drawn)):
         return np.array_equal(actual, drawn)
     factor, u = np.vdot(drawn, actual) / (np.vdot(drawn, drawn) or 1.0), 2.0**-8 if case.dialect == "peft" else 2.0**-22
@@ -129,16 +127,13 @@ def count(rows: Rows) -> list[str]:
 def start(rows: Rows) -> list[str]:
     """What fills Λ and Γ, each by a rule of the sizes, or neither constant nor by any; and whether ΔW is zero."""
 
-    def fills(rule: Any, case: Case, actual: Array) -> bool:
-        n = len(expected(case)["lambda_"])
-        value, _ = replace(DIALECTS[case.dialect], lambda_start=rule).start(case.shape, case.rank, n)
-        return np.allclose(actual, value, rtol=2.0**-22, atol=0)
+    def fills(rule: Any, name: str, case: Case, row: Mapping[str, Array]) -> bool:
+        value, _ = replace(DIALECTS[case.dialect], lambda_start=rule).start(case.shape, case.rank, len(row["lambda_"]))
+        return np.allclose(row[name], value, rtol=2.0**-22, atol=0)
 
     parts, by_rule = [], {}
     for name in ("lambda_", "gamma"):
-        by_rule[name] = [
-            rule for rule in get_args(StartRule) if all(fills(rule, case, row[name]) for case, row in rows)
-        ]
+        by_rule[name] = [rule for rule in get_args(StartRule) if all(fills(rule, name, *row) for row in rows)]
         values = np.concatenate([np.ravel(row[name]) for _, row in rows])
         random = f"not of its sizes, mean {values.mean():.2g}, deviation {values.std():.2g}"
         parts.append(f"{name.strip('_')} {' or '.join(by_rule[name]) or random}")
