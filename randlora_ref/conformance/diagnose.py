@@ -48,8 +48,7 @@ def _layers(verdicts: Sequence[Verdict], dtype: str | None) -> tuple[list[str], 
     """
     hint: list[str] = []
     unanswered = any(mismatch.problem in ("shape", "not numbers") for v in verdicts for mismatch in v.mismatches)
-    modes = () if all(map(raises, verdicts)) else (False, True)[: 1 + unanswered]
-    for (lower, name), answered in product(((None, ""), *LOWER), modes):
+    for (lower, name), answered in product(((None, ""), *LOWER), (False, True)[: 1 + unanswered]):
         texts, failed = configurations(_cells(verdicts, dtype, lower, answered))
         if not failed:
             said = [*[f"computed in the precision of {name}"] * bool(lower), *statements(verdicts, not answered)]

@@ -23,14 +23,15 @@ from .compare import limits
 Array = Any
 Choice = frozenset[str]
 AS_ASKED: Choice = frozenset()
-ONE = -1  # the place of a one, after all entries that are given
+UNIT = -1  # the place of a one, after all entries that are given
 
 READINGS = {  # which entries are read, by their places, of Λ (n, r) or Γ (n, d)
     "{} read as ({}, n)": lambda places: places.reshape(places.shape[::-1]).T,
     "{} rolled by one term": lambda places: np.roll(places, 1, 0),
     "one {} for all terms": lambda places: places[:1],
-    "{} ignored": lambda places: np.full_like(places, ONE),
+    "{} ignored": lambda places: np.full_like(places, UNIT),
 }
+SLICES = {"sliced from the wrong end": lambda x, most, d: x[-most:], "not sliced": lambda x, most, d: x}
 STAGES: dict[str, dict[str, Any]] = {
     # whether the rows of ΛAΓ lie rank by rank, not term by term; None: not as the case has it
     "pairing": {"literal pairing": False, "crossed pairing": True, "the other pairing": None},
@@ -42,18 +43,16 @@ STAGES: dict[str, dict[str, Any]] = {
     "lambda": {text.format("lambda", "r"): rule for text, rule in READINGS.items()}
     | {"one scalar for each base": lambda places: places[:, :1]},
     "gamma": {text.format("gamma", "d"): rule for text, rule in READINGS.items()}
-    | {"gamma of length r": lambda places: places, "gamma on B's rows": lambda places: places},  # not on A's columns
-    "A": {"A sliced from the wrong end": lambda A, d: A[:, -d:], "A not sliced": lambda A, d: A},
-    "B": {  # of n
-        "B's terms sliced from the wrong end": lambda B, n: B[-n:],
-        "B_1 for all terms": lambda B, n: np.repeat(B[:1], n, 0),
-        "B's terms not sliced": lambda B, n: B,
-    },
-    "B's rows": {  # of D, d
-        "B's rows sliced from the wrong end": lambda B, D, d: B[:, -D:],
-        "B's rows d … d + D": lambda B, D, d: B[:, d : d + D],
-        "B's rows not sliced": lambda B, D, d: B,
-    },
+    | {
+        "gamma of length r": lambda places: places,
+        "gamma on B's rows": lambda places: places,
+    },  # where A's columns have none
+    # A's columns, B's terms and B's rows, along their first axis; not the first d, n and D
+    "A": {f"A {how}": rule for how, rule in SLICES.items()},
+    "B": {f"B's terms {how}": rule for how, rule in SLICES.items()}
+    | {"B_1 for all terms": lambda B, n, d: np.repeat(B[:1], n, 0)},
+    "B's rows": {f"B's rows {how}": rule for how, rule in SLICES.items()}
+    | {"B's rows d … d + D": lambda B, D, d: B[d : d + D]},
     "orientation": {  # places of the entries of M in ΔW, of M's own as an array (D, d)
         "wide layers alone transposed": lambda M, shape: spec.oriented(M, shape, "paper"),
         "square layers transposed": lambda M, shape: spec.oriented(M, shape, "square_transposed"),
@@ -93,7 +92,7 @@ class Layer:
     def __init__(self, case: Case, dtype: str | None) -> None:
         self.case = c = case.with_arrays(lambda x: np.asarray(x, np.float64))
         self.mask, self.bias = 1.0 if c.dropout_mask is None else c.dropout_mask, 0.0 if c.bias is None else c.bias
-        self.learned = [np.append(x, 1.0) for x in (c.lambda_, c.gamma)]  # Λ and Γ, and the ONE
+        self.learned = [np.append(x, 1.0) for x in (c.lambda_, c.gamma)]  # Λ and Γ, and the UNIT
         self.places = [np.arange(x.size).reshape(x.shape) for x in (c.lambda_, c.gamma)]
         (self.n, self.r), (self.D, self.d) = c.lambda_.shape, spec.sides(c.weight.shape, c.orientation)
         sizes = self.n, self.r, self.d, self.D, abs(c.scaling) or 1.0, max(1, np.prod(c.x.shape[:-1]))
@@ -145,9 +144,9 @@ class Layer:
     def _update(self, choice: Choice, lambda_: Array, gamma: Array) -> Array:
         """ΔW (…, out, in) of Λ and Γ as read; one of them may have a leading axis."""
         c, n, on_rows = self.case, self._terms(choice), "gamma on B's rows" in choice
-        A = picked(STAGES["A"], choice, lambda A, d: A[:, :d])(c.A, self.d)
-        B = picked(STAGES["B"], choice, lambda B, n: B[:n])(c.B, n)
-        B = picked(STAGES["B's rows"], choice, lambda B, D, d: B[:, :D])(B, self.D, self.d)
+        A = picked(STAGES["A"], choice, lambda A, d, _: A[:d])(c.A.T, self.d, self.d).T
+        B = picked(STAGES["B"], choice, lambda B, n, _: B[:n])(c.B, n, self.d)
+        B = picked(STAGES["B's rows"], choice, lambda B, D, _: B[:D])(B.swapaxes(0, 1), self.D, self.d)
         crossed = c.pairing == "crossed"
         by_rank = picked(STAGES["pairing"], choice, crossed)
         by_rank = not crossed if by_rank is None else by_rank
@@ -159,7 +158,7 @@ class Layer:
 
         of = gamma[..., None] if "gamma of length r" in choice else gamma[..., None, :]
         S = rows(lambda_[..., None] * A * (1 if on_rows else of))
-        columns = B.swapaxes(0, 1).reshape(B.shape[1], -1) * (rows(of).swapaxes(-1, -2) if on_rows else 1)
+        columns = B.reshape(len(B), -1) * (rows(of).swapaxes(-1, -2) if on_rows else 1)
         M = c.scaling * picked(STAGES["order"], choice, np.matmul)(columns, S)
         turned = picked(STAGES["orientation"], choice, lambda M, shape: spec.oriented(M, shape, c.orientation))
         places = turned(np.arange(M.shape[-2] * M.shape[-1]).reshape(M.shape[-2:]), c.weight.shape)
@@ -178,7 +177,7 @@ class Layer:
             return slopes.reshape(own)
         back = np.zeros_like(self.learned[of_gamma])
         np.add.at(back, at.ravel(), slopes)
-        return back[:-1].reshape(self.n, -1)  # what is read as ONE goes nowhere
+        return back[:-1].reshape(self.n, -1)  # what is read as UNIT goes nowhere
 
     def limit(self, result: str, actual: Array) -> Array:
         """How far a result may be from a prediction: by the gauge, which knows the asked s alone, and by its size."""
