@@ -42,11 +42,8 @@ STAGES: dict[str, dict[str, Any]] = {
     },
     "lambda": {text.format("lambda", "r"): rule for text, rule in READINGS.items()}
     | {"one scalar for each base": lambda places: places[:, :1]},
-    "gamma": {text.format("gamma", "d"): rule for text, rule in READINGS.items()}
-    | {
-        "gamma of length r": lambda places: places,
-        "gamma on B's rows": lambda places: places,
-    },  # where A's columns have none
+    "gamma": {text.format("gamma", "d"): rule for text, rule in READINGS.items()}  # the last two not on A's columns
+    | {"gamma of length r": lambda places: places, "gamma on B's rows": lambda places: places},
     # A's columns, B's terms and B's rows, along their first axis; not the first d, n and D
     "A": {f"A {how}": rule for how, rule in SLICES.items()},
     "B": {f"B's terms {how}": rule for how, rule in SLICES.items()}
