@@ -18,7 +18,6 @@ from .stages import AS_ASKED, GRADIENTS, OF_UPDATE, PLACES, RARE, SHOWN, STAGES,
 Array = Any
 MOST = {"delta_weight": 3, "y": 2, "dx": 2, "dlambda": 1, "dgamma": 1}  # options that part a result from its base
 TIES, WORSE = 8, 1.0  # configurations that are kept from result to result, and how much more they may cost
-CONDITIONS = ("merged", "wide", "tall", "square", "fan_in_fan_out")
 
 
 class Cell(NamedTuple):
@@ -140,7 +139,7 @@ def solve(cells: Sequence[Cell], most: int = 3) -> tuple[list[Solution], str]:
     """The cheapest solutions; or those of the results before the first that none gives, and its name."""
     answered = {cell.result for cell in cells if cell.actual is not None}
     kept = [Solution(float(not answered and bool(cells)), {})]  # an error counts as an option
-    for result in filter(answered.__contains__, SHOWN):
+    for result in [name for name in SHOWN if name in answered]:
         after = []
         for one in kept:  # where ΔW raises, there is no other result
             own = [cell for cell in cells if cell.result == result and (cell.actual is not None or not one.ways)]
@@ -159,7 +158,7 @@ def configurations(cells: Sequence[Cell]) -> tuple[list[str], str]:
     costs = {} if failed else {solution.words: solution.cost for solution in found}
     if costs and (not found[0].ways or found[0].cost <= 2):
         return list(costs), "every result" * (not found[0].ways)
-    for name in CONDITIONS:
+    for name in cells[0].layer.conditions:
         parts = [[cell for cell in cells if cell.layer.conditions[name] == side] for side in (True, False)]
         (inside, lost), (outside, lost_too) = (solve(part, most=2) for part in parts)
         for one, other in product(inside, outside) if not (lost or lost_too) else ():

@@ -95,8 +95,9 @@ class Layer:
         sizes = self.n, self.r, self.d, self.D, abs(c.scaling) or 1.0, max(1, np.prod(c.x.shape[:-1]))
         self.sizes = np.log(sizes)  # what a law of scaling may be of
         self.u, self.limits = unit_roundoff(dtype or case.dtype), limits(replace(case, tier="real"), dtype)
-        (out, in_), self.conditions = c.shape, {"merged": c.merged, "fan_in_fan_out": c.fan_in_fan_out}
-        self.conditions |= {"wide": out < in_, "tall": out > in_, "square": out == in_}
+        out, in_ = c.shape
+        self.conditions = {"merged": c.merged, "wide": out < in_, "tall": out > in_, "square": out == in_}
+        self.conditions["fan_in_fan_out"] = c.fan_in_fan_out
         self.known: dict[Any, tuple[Array, Array] | None] = {}
 
     def __call__(self, result: str, choice: Choice, own: tuple[int, ...] = ()) -> tuple[Array, Array] | None:
