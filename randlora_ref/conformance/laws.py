@@ -62,18 +62,18 @@ def laws(sizes: Sequence[Array], ratios: Sequence[tuple[float, float]]) -> list[
 
     Where n, r and s are the same in all cases, one variable or a constant is all that can be said.
     """
-    known = [(size, *one) for size, one in zip(sizes, ratios, strict=True) if not np.isnan(one[0])]
-    X, ratio, tolerance = (np.array([row[i] for row in known]) for i in range(3))
+    told = [not np.isnan(ratio) for ratio, _ in ratios]
+    X, (ratio, tolerance) = np.array(sizes)[told], np.array(ratios)[told].T
     if np.all(np.abs(ratio - 1) <= tolerance):
         return [ONE]
     if not np.all(np.sign(ratio) == np.sign(ratio[0])) or not ratio[0]:
         return [] if np.any(ratio) else [ZERO]
     left, finest = np.log(np.abs(ratio))[:, None] - X @ EXPONENTS.T, int(np.argmin(tolerance))
     fits = np.all(np.abs(left - left[finest]) <= 2 * (tolerance + tolerance[finest])[:, None], axis=0)
-    variables, constant = np.count_nonzero(EXPONENTS, axis=1), np.abs(left[finest]) > 2 * tolerance[finest]
+    constant = np.abs(left[finest]) > 2 * tolerance[finest]
+    size = np.count_nonzero(EXPONENTS, axis=1) + constant
     if len(np.unique(np.round(X[:, [0, 1, 4]], 9), axis=0)) < 2:
-        fits &= variables + constant < 2
-    size = variables + constant
+        fits &= size < 2
     best = np.flatnonzero(fits & (size == np.min(size[fits], initial=9)))
     values = np.sign(ratio[0]) * np.where(constant, np.exp(left[finest]), 1.0)
     return [Law(_simple(float(values[i])), tuple(EXPONENTS[i].tolist())) for i in best]

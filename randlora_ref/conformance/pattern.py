@@ -1,53 +1,50 @@
 """What failing cases have in common that the others lack; errors, shapes and non-finite results in those words."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from .answers import expected
 from .cases import Case
-from .compare import Verdict
+from .compare import Verdict, as_numbers
 
 RAISED = "raised "  # how a text begins that stands for a result because the implementation raised
 MEANING = {"dgamma (n, r)": "gamma of length r", "dlambda (n, 1)": "one scalar for each base"}
 
 
-def features(case: Case) -> dict[str, bool]:
-    """What may be true of a case, in words."""
-    flagged = dict.fromkeys(case.notes, True)
+def features(case: Case) -> set[str]:
+    """What is true of a case, in words."""
     if case.kind not in ("layer", "rank"):
-        return flagged | {f"of {case.dialect}": True, f"of {case.kind_of_basis} bases": True}
-    (n, r), (out, in_) = case.lambda_.shape, case.shape if case.weight is None else case.weight.shape
-    flagged |= {"rectangular": out != in_, "wide": out < in_, "tall": out > in_, "literal": case.pairing == "literal"}
-    flagged |= {"with n > 1": n > 1, "with r > 1": r > 1, "with n·r = d": n * r == min(out, in_)}
-    return flagged | {"with s = 1": case.scaling == 1, "real": case.tier == "real", "float32": case.dtype == "float32"}
+        return {*case.notes, f"of {case.dialect}", f"of {case.kind_of_basis} bases"}
+    (n, r), (out, in_) = case.lambda_.shape, case.shape
+    holds = {"rectangular": out != in_, "wide": out < in_, "tall": out > in_, "literal": case.pairing == "literal"}
+    holds |= {"with n > 1": n > 1, "with r > 1": r > 1, "with n·r = d": n * r == min(out, in_)}
+    holds |= {"with s = 1": case.scaling == 1, "real": case.tier == "real", "float32": case.dtype == "float32"}
+    return {*case.notes, *(word for word, true in holds.items() if true)}
 
 
-def pattern(inside: Sequence[Case], outside: Sequence[Case]) -> str:
-    """What all of ``inside`` are and the others are not: up to three features or their opposites, the sharpest first.
+def pattern(inside: Sequence[Verdict], among: Sequence[Verdict]) -> str:
+    """What all ``inside`` are and the others are not: up to three features or their opposites, the sharpest first.
 
     Cases in which little can show, of Λ = 0 or of no rows, are not counted among the others.
     """
-    outside = [case for case in outside if {"start", "empty batch"}.isdisjoint(case.notes)]
-    rows = [features(case) for case in (*inside, *outside)]
-    names = sorted({name for row in rows for name in row})
-    table = np.array([[row.get(name, False) for name in names] for row in rows])
-    table, words = np.hstack([table, ~table]), [*names, *(f"not {name}" for name in names)]
-    held = [i for i in range(len(words)) if table[: len(inside), i].all()]
-    others, chosen = table[len(inside) :], list[int]()
-    while held and len(others) and len(chosen) < 3:
-        best = min(held, key=lambda i: int(others[:, i].sum()))
-        if others[:, best].all():
+    outside = [one for one in among if one not in inside and not {"start", "empty batch"} & {*one.case.notes}]
+    rows = [features(one.case) for one in (*inside, *outside)]
+    names = sorted(set().union(*rows))
+    rows = [row | {f"not {name}" for name in names if name not in row} for row in rows]
+    words = [*names, *(f"not {name}" for name in names)]
+    held = [word for word in words if all(word in row for row in rows[: len(inside)])]
+    others, chosen = rows[len(inside) :], list[str]()
+    while held and others and len(chosen) < 3:
+        best = min(held, key=lambda word: sum(word in row for row in others))
+        if all(best in row for row in others):
             break
-        chosen, others = [*chosen, best], others[others[:, best]]
+        chosen, others = [*chosen, best], [row for row in others if best in row]
     if len(others) > len(outside) / 2:
         return "cases that have nothing of their own in common"
-    text = f"every case that is {', '.join(words[i] for i in chosen)}" if chosen else "every case"
-    return text + f", but for {len(others)} that are so too" * bool(len(others))
-
-
-def _where(chosen: Sequence[Verdict], verdicts: Sequence[Verdict]) -> str:
-    return pattern([one.case for one in chosen], [one.case for one in verdicts if one not in chosen])
+    text = f"every case that is {', '.join(chosen)}" if chosen else "every case"
+    return text + f", but for {len(others)} that are so too" * bool(others)
 
 
 def raises(verdict: Verdict) -> str:
@@ -55,51 +52,44 @@ def raises(verdict: Verdict) -> str:
     return next((x for x in verdict.results.values() if isinstance(x, str) and x.startswith(RAISED)), "")
 
 
-def errors(verdicts: Sequence[Verdict]) -> Iterator[str]:
+def numbers(verdict: Verdict) -> dict[str, Any]:
+    """The results that are wanted as arrays; None for what is no numbers."""
+    return {name: as_numbers(verdict.results.get(name, "missing")) for name in verdict.case.wanted}
+
+
+def errors(verdicts: Sequence[Verdict]) -> list[str]:
     """Which cases raise, and what."""
-    if raised := [verdict for verdict in verdicts if raises(verdict)]:
-        yield f"raises {raises(raised[0]).removeprefix(RAISED)}: {_where(raised, verdicts)}"
+    raised = [verdict for verdict in verdicts if raises(verdict)]
+    return [f"raises {raises(raised[0]).removeprefix(RAISED)}: {pattern(raised, verdicts)}"] if raised else []
 
 
 def statements(verdicts: Sequence[Verdict], explained: bool = False) -> Iterator[str]:
     """Errors and results that are no finite arrays of their shape; ``explained``: a choice says why."""
-    if not explained:
-        yield from errors(verdicts)
-    problems = dict.fromkeys((m.tensor, m.problem) for verdict in verdicts for m in verdict.mismatches)
-    for name, problem in problems:
-        has = [
-            v for v in verdicts if not raises(v) and (name, problem) in ((m.tensor, m.problem) for m in v.mismatches)
-        ]
+    yield from () if explained else errors(verdicts)
+    having: dict[tuple[str, str], list[Verdict]] = {}
+    for verdict in verdicts:
+        for mismatch in () if raises(verdict) else verdict.mismatches:
+            having.setdefault((mismatch.tensor, mismatch.problem), []).append(verdict)
+    for (name, problem), some in having.items():
         modelled = problem == "shape" and explained and name in ("delta_weight", "dlambda", "dgamma")
-        if has and problem != "value" and not modelled:
-            yield f"{name} {_shape(name, has) if problem == 'shape' else problem}: {_where(has, verdicts)}"
+        if problem != "value" and not modelled:
+            yield f"{name} {_shape(name, some) if problem == 'shape' else problem}: {pattern(some, verdicts)}"
 
 
 def _shape(name: str, has: Sequence[Verdict]) -> str:
     """The shape that a result has and the one that it must have, in symbols where they are the same in all cases."""
-    got, asked = (
-        _symbols(has, shapes)
-        for shapes in (
-            [np.shape(verdict.results[name]) for verdict in has],
-            [expected(verdict.case)[name].shape for verdict in has],
-        )
-    )
+    shapes = [np.shape(one.results[name]) for one in has], [expected(one.case)[name].shape for one in has]
+    got, asked = (_symbols([one.case for one in has], some) for some in shapes)
     meaning = MEANING.get(f"{name} {got}")
     return f"of shape {got}, not {asked}" + (f": {meaning}" if meaning else "")
 
 
-def _symbols(has: Sequence[Verdict], shapes: Sequence[tuple[int, ...]]) -> str:
-    if has[0].case.kind != "layer" or len({len(shape) for shape in shapes}) > 1:
+def _symbols(cases: Sequence[Case], shapes: Sequence[tuple[int, ...]]) -> str:
+    if cases[0].kind != "layer" or len({len(shape) for shape in shapes}) > 1:
         return str(shapes[0])
-    sizes = [dict(zip(("n", "r"), v.case.lambda_.shape, strict=True)) for v in has]
-    for row, verdict in zip(sizes, has, strict=True):
-        out, in_ = verdict.case.weight.shape
-        row |= {"d": min(out, in_), "D": max(out, in_), "out": out, "in": in_, "1": 1}
-    axes = [
-        next((s for s in sizes[0] if all(row[s] == k for row, k in zip(sizes, axis, strict=True))), str(axis[0]))
-        for axis in zip(*shapes, strict=True)
-    ]
-    return f"({', '.join(axes)})"
+    sizes = [(1, *c.shape[::-1], max(c.shape), min(c.shape), *c.lambda_.shape[::-1]) for c in cases]
+    names = dict(zip(zip(*sizes, strict=True), ("1", "in", "out", "D", "d", "r", "n"), strict=True))
+    return f"({', '.join(names.get(axis, str(axis[0])) for axis in zip(*shapes, strict=True))})"
 
 
 def next_steps(failing: Sequence[Verdict]) -> Iterator[str]:

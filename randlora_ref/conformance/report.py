@@ -17,12 +17,12 @@ from ..arrays import brief
 from ..rank.exact import Progress
 from .cases import KINDS, Case, of_dialect
 from .compare import MISSING, Absent, Mismatch, Verdict, judge
-from .diagnose import diagnosis
-from .pattern import RAISED, pattern, raises, telling
+from .diagnose import Cause, diagnosis
+from .pattern import RAISED, raises, telling
 from .vectors import stored_cases
 
 Implementation = Callable[[Case], Mapping[str, Any]]
-Causes = Callable[[], Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]]
+Causes = Callable[[], Mapping[str, Cause]]
 SHOWN = 100  # characters of an exception's message
 LINES, COLUMNS = 25, 120  # of a report
 SHOWN_FAILURES, SHOWN_RESULTS, SHOWN_TIES = 3, 2, 3
@@ -80,7 +80,7 @@ class Report:
     __repr__ = brief
 
     @property
-    def causes(self) -> Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    def causes(self) -> Mapping[str, Cause]:
         """Of each kind that fails, all that its failures look like, and what else is known of them."""
         return self.find() if self.failures else {}
 
@@ -130,14 +130,14 @@ class Report:
             lines.append(f"not checked: {number} results, {reason}; the first is {result} of {case}")
         for reason, number in Counter(self.details.get("known", {}).values()).items():
             lines.append(f"known to fail: {number} cases, {reason}")
-        if "versions" in self.details:
-            lines.append(", ".join(f"{name} {version}" for name, version in self.details["versions"].items()))
+        versions = self.details.get("versions", {})
+        lines += [", ".join(f"{name} {version}" for name, version in versions.items())] * bool(versions)
         lines += [f"UNEXPECTED PASS: {id_}" for id_ in self.details.get("unexpected", ())]
-        sums = f"{self.passed_cases} cases passed, {len(self.failures)} failed"
-        sums += f", {len({case for case, _, _ in self.absent})} not fully checked, {self.seconds:.1f} s"
         left = [kind for kind in KINDS if kind not in self.kinds]
         if self.passed and left:
             lines.append(f"passed: {', '.join(self.kinds)}; not checked: {', '.join(left)}")
+        sums = f"{self.passed_cases} cases passed, {len(self.failures)} failed"
+        sums += f", {len({case for case, _, _ in self.absent})} not fully checked, {self.seconds:.1f} s"
         return [*lines, f"{self.target}: {'PASSED' if self.passed else 'FAILED'}, {sums}"]
 
     def to_json(self) -> dict[str, Any]:
@@ -170,15 +170,13 @@ def run_case(implementation: Implementation, case: Case, dtype: str | None = Non
     """What comes of a case whose arrays are the implementation's own to change; an exception is a result too."""
     try:
         results = implementation(case.with_arrays(np.array))
-        if not isinstance(results, Mapping):
-            text = f"returned {type(results).__name__} {str(results)[:SHOWN]!r}, no results by name"
-            results = dict.fromkeys(case.wanted, text)
+        known = isinstance(results, Mapping)
+        text = "" if known else f"returned {type(results).__name__} {str(results)[:SHOWN]!r}, no results by name"
     except NotImplementedError as error:
-        results = dict.fromkeys(case.wanted, f"unsupported: {error}")
+        text = f"unsupported: {error}"
     except Exception as error:  # whatever an implementation under test raises is its failure, not ours
         text = f"{RAISED}{type(error).__name__}: {str(error).splitlines()[0][:SHOWN] if str(error) else ''}"
-        results = dict.fromkeys(case.wanted, text)
-    return judge(case, results, dtype)
+    return judge(case, dict.fromkeys(case.wanted, text) if text else results, dtype)
 
 
 def check(
@@ -227,14 +225,14 @@ def choose(
     for kind in wanted:
         if not isinstance(kind, str) or kind not in KINDS:
             raise ValueError(f"kinds: {kind!r}; it must be some of {', '.join(KINDS)}")
-    if dialect is not None:
-        cases = of_dialect(stored_cases() if cases is None else cases, dialect)
-    elif cases is None:
-        cases = [case for case in stored_cases() if case.dialect in ("paper", "peft")]
-    cases = list(cases)
-    for case in cases:
+    given = list(stored_cases() if cases is None else cases)
+    for case in given:
         checks.instance("cases", case, Case)
-    chosen = [case for case in cases if case.kind in wanted]
+    if dialect is not None:
+        given = list(of_dialect(given, dialect))
+    elif cases is None:
+        given = [case for case in given if case.dialect in ("paper", "peft")]
+    chosen = [case for case in given if case.kind in wanted]
     if dtype is not None:
         layers = [case for case in chosen if case.kind == "layer" and (case.tier == "real" or dtype in case.exact_in)]
         layers += [case for case in chosen if case.kind == "block" and dtype in ("float32", "float64")]
@@ -246,11 +244,7 @@ def choose(
 
 
 def report_of(
-    verdicts: Sequence[Verdict],
-    target: str,
-    dtype: str | None,
-    seconds: float,
-    only: str | None = None,
+    verdicts: Sequence[Verdict], target: str, dtype: str | None, seconds: float, only: str | None = None
 ) -> Report:
     """The report of all verdicts; ``only`` are the arguments that repeat a failure (None: the case by its id).
 
@@ -261,20 +255,16 @@ def report_of(
     declared = f" --dtype {dtype}" if dtype else ""
 
     @cache
-    def find() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-        causes = {}
-        for kind in dict.fromkeys(verdict.case.kind for verdict in failing):
-            wrong, right = ([v for v in some if v.case.kind == kind] for some in (failing, passing))
-            ties, notes = diagnosis(wrong, right, dtype)
-            shared = pattern([verdict.case for verdict in wrong], [verdict.case for verdict in right])
-            causes[str(kind)] = ties, (f"{len(wrong)} of {len(wrong) + len(right)} fail: {shared}", *notes)
-        return causes
+    def find() -> dict[str, Cause]:
+        kinds = dict.fromkeys(verdict.case.kind for verdict in failing)
+        of = {kind: [one for one in (*failing, *passing) if one.case.kind == kind] for kind in kinds}
+        return {kind: diagnosis(some, dtype) for kind, some in of.items()}
 
     def failure(one: Verdict) -> Failure:
         command = f"randlora-ref check {target} {only or f'--case {one.case.id}'}{declared}" if only != "" else ""
         return Failure(one.case, one.mismatches, command, raises(one), find)
 
     absent = tuple(row for verdict in verdicts for row in verdict.absent)
-    passed = sum(not verdict.absent for verdict in passing)
-    kinds = tuple(dict.fromkeys(one.case.kind for one in passing if not one.absent))
-    return Report(target, passed, tuple(map(failure, failing)), absent, seconds, find=find, kinds=kinds)
+    passed = [verdict.case.kind for verdict in passing if not verdict.absent]
+    failures, kinds = tuple(map(failure, failing)), tuple(dict.fromkeys(passed))
+    return Report(target, len(passed), failures, absent, seconds, find=find, kinds=kinds)

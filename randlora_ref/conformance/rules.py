@@ -14,13 +14,14 @@ import numpy as np
 from ..dialects import DIALECTS, StartRule
 from ..spec import CountRule, number_of_terms, sides
 from . import oracle
-from .answers import expected
 from .cases import BASIS_KINDS, Case
-from .compare import Verdict, as_numbers
-from .stages import Choice, choices
+from .compare import Verdict
+from .pattern import numbers
+from .stages import Choice, choices, picked
 
 Array = Any
 Stages = Sequence[Mapping[str, Any]]
+Rows = Sequence[tuple[Case, Mapping[str, Array]]]  # what is answered to each case
 # Each rule of the bases and what ``oracle`` calls it.
 BASES: Stages = (
     {f"the bases of dialect {name}": name for name in DIALECTS},
@@ -68,87 +69,77 @@ def _fewest(stages: Stages, most: int, fits: Callable[[Choice], bool]) -> list[s
 
 
 @lru_cache(maxsize=4096)
-def _drawn(case: Case, rules: Choice) -> Mapping[str, Array]:
-    """A and B under other rules; nothing where the case has no room for them."""
+def _drawn(case: Case, rules: Choice) -> tuple[Array, Array]:
+    """A and B under other rules; no arrays where the case has no room for them."""
     faults = {stage[name] for stage in BASES for name in rules & stage.keys()}
     dialect = next(iter(faults & DIALECTS.keys()), case.dialect)
     kind = next(iter(faults & set(BASIS_KINDS)), case.kind_of_basis)
+    seed = case.seed + ("seed + 1" in faults)
     try:
         with np.errstate(all="ignore"):
-            seed = case.seed + ("seed + 1" in faults)
-            A, B = oracle.bases(seed, case.shapes, case.rank, kind, dialect, faults, case.context)
+            return oracle.bases(seed, case.shapes, case.rank, kind, dialect, faults, case.context)
     except (ValueError, ZeroDivisionError, OverflowError, IndexError, KeyError):
-        return {}
-    return {"A": A, "B": B}
+        return np.nan, np.nan
 
 
-def _times(case: Case, actual: Array, drawn: Array) -> float:
-    """The number that makes ``drawn`` the actual array: 1 exactly, another within rounding; NaN if none does."""
-    if drawn is None or actual.shape != drawn.shape or not np.all(np.isfinite(drawn)):
-        return np.nan
-    if np.array_equal(actual, drawn):
-        return 1.0
-    factor = float(np.vdot(drawn, actual) / (np.vdot(drawn, drawn) or 1.0))
-    off, u = np.max(np.abs(actual - factor * drawn)), 2.0**-8 if case.dialect == "peft" else 2.0**-22
-    return factor if off <= 2 * u * np.max(np.abs(actual)) else np.nan
+def _gives(rules: Choice, case: Case, name: str, actual: Array, exact: bool) -> bool:
+    """Whether rules give A or B; exactly, or but for a factor and within rounding."""
+    drawn = _drawn(case, rules)["AB".index(name)]
+    if exact or actual.shape != np.shape(drawn) or not np.all(np.isfinite(drawn)):
+        return np.array_equal(actual, drawn)
+    factor, u = np.vdot(drawn, actual) / (np.vdot(drawn, drawn) or 1.0), 2.0**-8 if case.dialect == "peft" else 2.0**-22
+    return bool(np.max(np.abs(actual - factor * drawn)) <= 2 * u * np.max(np.abs(actual)))
 
 
-def bases(rows: Sequence[tuple[Case, Mapping[str, Array]]]) -> list[str]:
+def bases(rows: Rows) -> list[str]:
     """The fewest rules that give A and B, else A's and B's apart; exactly, else but for a factor of each array."""
-    rows = sorted(rows, key=lambda row: row[1]["B"].size)
-    for exact, rest in ((True, ""), (False, "normalised otherwise")):
+    rows = sorted(rows, key=lambda row: row[1]["B"].size)  # what is quickly drawn decides first
 
-        def fits(rules: Choice, names: str = "AB", exact: bool = exact) -> bool:
-            for case, given in rows:
-                factors = [_times(case, given[name], _drawn(case, rules).get(name)) for name in names]
-                if any(np.isnan(factor) or (exact and factor != 1) for factor in factors):
-                    return False
-            return True
+    def fewest(most: int, exact: bool, names: str = "AB") -> list[str]:
+        asked = [(case, name, given[name]) for case, given in rows for name in names]
+        return _fewest(BASES, most, lambda rules: all(_gives(rules, *one, exact) for one in asked))
 
-        found = _fewest(BASES, 2 if exact else 1, fits)
-        if not found:
-            apart = [_fewest(BASES, 2, lambda rules, name=name: fits(rules, name)) for name in "AB"]  # type: ignore[misc]
-            found = [", ".join(filter(None, (a and f"{a} in A", b and f"{b} in B"))) for a, b in product(*apart)]
-        if not found and exact and rows[0][1]["B"].size < 100:  # each set is drawn entry by entry
-            found = _fewest(BASES, 3, fits)
-        if found:
-            return ["; ".join(filter(None, (text, rest))) for text in found]
-    return []
+    def apart(exact: bool) -> list[str]:
+        each = product(*(fewest(2, exact, name) for name in "AB"))
+        return [", ".join(f"{text} in {name}" for text, name in zip(some, "AB", strict=True) if text) for some in each]
+
+    found = fewest(2, True) or apart(True)
+    if not found and rows[0][1]["B"].size < 100:  # each set is drawn entry by entry
+        found = fewest(3, True)
+    rough = [] if found else fewest(1, False) or apart(False)
+    return found or ["; ".join(filter(None, (text, "normalised otherwise"))) for text in rough]
 
 
-def count(rows: Sequence[tuple[Case, Mapping[str, Array]]]) -> list[str]:
+def count(rows: Rows) -> list[str]:
     """The fewest rules of n, of the values of a term and of what else is learned."""
 
     def total(case: Case, rules: Choice) -> int:
-        dialect, r, result = DIALECTS[case.dialect], case.rank, 0
-        terms, values, more = (next((stage[name] for name in rules & stage.keys()), None) for stage in COUNTS)
-        for shape in case.shapes:
-            n = terms(shape, r, case.shapes) if terms else dialect.terms(shape, r, context=case.context)
-            of = (n, r, *sides(shape, dialect.orientation))
-            result += (values(*of) if values else n * (r + of[3])) + (more(*of) if more else 0)
-        return result
+        dialect, r = DIALECTS[case.dialect], case.rank
+        terms = picked(COUNTS[0], rules, lambda s, r, _: dialect.terms(s, r, context=case.context))
+        values = picked(COUNTS[1], rules, lambda n, r, D, d: n * (r + d))
+        more = picked(COUNTS[2], rules, lambda n, r, D, d: 0)
+        layers = [(terms(s, r, case.shapes), r, *sides(s, dialect.orientation)) for s in case.shapes]
+        return sum(values(*sizes) + more(*sizes) for sizes in layers)
 
     return _fewest(COUNTS, 3, lambda rules: all(row["num_parameters"] == total(case, rules) for case, row in rows))
 
 
-def start(rows: Sequence[tuple[Case, Mapping[str, Array]]]) -> list[str]:
+def start(rows: Rows) -> list[str]:
     """What fills Λ and Γ, each by a rule of the sizes, or neither constant nor by any; and whether ΔW is zero."""
 
-    def filled(name: str, rule: str) -> bool:
-        for case, row in rows:
-            dialect: Any = replace(DIALECTS[case.dialect], lambda_start=rule)  # type: ignore[arg-type]
-            value, _ = dialect.start(case.shape, case.rank, len(expected(case)["lambda_"]))
-            if not np.allclose(row[name], value, rtol=2.0**-22, atol=0):
-                return False
-        return True
+    def fills(rule: Any, name: str, case: Case, row: Mapping[str, Array]) -> bool:
+        value, _ = replace(DIALECTS[case.dialect], lambda_start=rule).start(case.shape, case.rank, len(row["lambda_"]))
+        return np.allclose(row[name], value, rtol=2.0**-22, atol=0)
 
-    by_rule = {name: [rule for rule in get_args(StartRule) if filled(name, rule)] for name in ("lambda_", "gamma")}
-    known = (x for x in DIALECTS.values() if x.lambda_start in by_rule["lambda_"] and x.gamma_start in by_rule["gamma"])
-    parts = [f"the start of dialect {dialect.name}" for dialect in known][:1]
-    for name, found in by_rule.items() if not parts else ():
+    parts, by_rule = [], {}
+    for name in ("lambda_", "gamma"):
+        by_rule[name] = [rule for rule in get_args(StartRule) if all(fills(rule, name, *row) for row in rows)]
         values = np.concatenate([np.ravel(row[name]) for _, row in rows])
         random = f"not of its sizes, mean {values.mean():.2g}, deviation {values.std():.2g}"
-        parts.append(f"{name.strip('_')} {' or '.join(found) or random}")
+        parts.append(f"{name.strip('_')} {' or '.join(by_rule[name]) or random}")
+    for one in reversed(DIALECTS.values()):
+        if one.lambda_start in by_rule["lambda_"] and one.gamma_start in by_rule["gamma"]:
+            parts = [f"the start of dialect {one.name}"]
     return [" and ".join([*parts, *["ΔW ≠ 0"] * any(np.any(row["delta_weight"]) for _, row in rows)])]
 
 
@@ -156,11 +147,7 @@ RULES = {"bases": bases, "count": count, "start": start}
 
 
 def ruled(verdicts: Sequence[Verdict]) -> list[str]:
-    """The rules of bases, counts or starts that give all that is there."""
-    rows = []
-    for verdict in verdicts:
-        given = {name: as_numbers(verdict.results.get(name, "missing")) for name in verdict.case.wanted}
-        if all(value is not None for value in given.values()) and all(m.problem == "value" for m in verdict.mismatches):
-            rows.append((verdict.case, given))
-    rows.sort(key=lambda row: max(map(max, row[0].shapes), default=0))  # what is quickly drawn decides first
+    """The rules of bases, starts or counts that give all that is there."""
+    sound = [one for one in verdicts if not one.absent and all(wrong.problem == "value" for wrong in one.mismatches)]
+    rows = [(one.case, numbers(one)) for one in sound]
     return RULES[verdicts[0].case.kind](rows) if rows and verdicts[0].case.kind in RULES else []

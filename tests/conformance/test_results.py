@@ -48,6 +48,14 @@ def test_an_answer_that_cannot_be_read_fails_its_case_with_the_reason() -> None:
     assert "RuntimeError: device\\x1b[2J lost" in mismatch.line()
 
 
+@pytest.mark.parametrize("dialect", [None, "peft"])
+def test_what_is_no_case_is_refused_by_name(dialect: str | None) -> None:
+    """Whatever else is asked of the cases."""
+    what: Any = [LAYER.id]
+    with pytest.raises(TypeError, match=r"^cases: str; it must be Case"):
+        check(reference, cases=what, dialect=dialect)
+
+
 def test_a_case_says_its_own_shape_and_rank() -> None:
     for case in stored_cases():
         if case.kind == "layer":
