@@ -56,6 +56,12 @@ class Mismatch:
         )
 
 
+class Instead(str):
+    """What stands for every result of a case that has none: an exception, or what a program did."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What came of one case: all results, what is wrong in them, in order, and what is absent."""

@@ -14,7 +14,7 @@ from .answers import expected
 from .cases import Case
 from .compare import Verdict, judge
 from .configure import Cell, configurations
-from .pattern import errors, next_steps, numbers, pattern, raises, statements
+from .pattern import errors, instead, next_steps, numbers, pattern, statements
 from .rules import ruled
 from .stages import GRADIENTS, layer_of
 
@@ -67,7 +67,7 @@ def _cells(verdicts: Sequence[Verdict], dtype: str | None, lower: str | None, an
         coarser = lower and not exact and unit_roundoff(lower) > unit_roundoff(dtype or case.dtype)
         layer = layer_of(case, lower if coarser else dtype)
         other = {name for name, x in values.items() if x is not None and x.shape != layer.limits[name].shape}
-        nothing = raises(verdict) or ("delta_weight" in other and not answered)  # no layer can add that to W0
+        nothing = instead(verdict) or ("delta_weight" in other and not answered)  # no layer can add that to W0
         if nothing and not answered:
             cells += [Cell(name, layer, None, 0.0) for name in values]
         for name, value in () if nothing else values.items():

@@ -7,9 +7,8 @@ import numpy as np
 
 from .answers import expected
 from .cases import Case
-from .compare import Verdict, as_numbers
+from .compare import Instead, Verdict, as_numbers
 
-RAISED = "raised "  # how a text begins that stands for a result because the implementation raised
 MEANING = {"dgamma (n, r)": "gamma of length r", "dlambda (n, 1)": "one scalar for each base"}
 
 
@@ -47,9 +46,9 @@ def pattern(inside: Sequence[Verdict], among: Sequence[Verdict]) -> str:
     return text + f", but for {len(others)} that are so too" * bool(others)
 
 
-def raises(verdict: Verdict) -> str:
-    """What the implementation raised on a case, or ""."""
-    return next((x for x in verdict.results.values() if isinstance(x, str) and x.startswith(RAISED)), "")
+def instead(verdict: Verdict) -> str:
+    """What came in place of a case's results, or ""."""
+    return next((x for x in verdict.results.values() if isinstance(x, Instead)), "")
 
 
 def numbers(verdict: Verdict) -> dict[str, Any]:
@@ -58,9 +57,9 @@ def numbers(verdict: Verdict) -> dict[str, Any]:
 
 
 def errors(verdicts: Sequence[Verdict]) -> list[str]:
-    """Which cases raise, and what."""
-    raised = [verdict for verdict in verdicts if raises(verdict)]
-    return [f"raises {raises(raised[0]).removeprefix(RAISED)}: {pattern(raised, verdicts)}"] if raised else []
+    """Which cases have no results, and what came instead."""
+    without = [verdict for verdict in verdicts if instead(verdict)]
+    return [f"{instead(without[0])}: {pattern(without, verdicts)}"] if without else []
 
 
 def statements(verdicts: Sequence[Verdict], explained: bool = False) -> Iterator[str]:
@@ -68,7 +67,7 @@ def statements(verdicts: Sequence[Verdict], explained: bool = False) -> Iterator
     yield from () if explained else errors(verdicts)
     having: dict[tuple[str, str], list[Verdict]] = {}
     for verdict in verdicts:
-        for mismatch in () if raises(verdict) else verdict.mismatches:
+        for mismatch in () if instead(verdict) else verdict.mismatches:
             having.setdefault((mismatch.tensor, mismatch.problem), []).append(verdict)
     for (name, problem), some in having.items():
         modelled = problem == "shape" and explained and name in ("delta_weight", "dlambda", "dgamma")

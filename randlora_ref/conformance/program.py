@@ -16,6 +16,7 @@ from subprocess import PIPE, Popen, TimeoutExpired
 from typing import Any
 
 from .cases import Case
+from .compare import Instead
 from .vectors import MOST_BYTES, SHOWN, TOLD, VERSION, case_to_json, parse, results_from_json
 
 SECONDS, TOTAL_SECONDS, LIVES = 10.0, 300.0, 3  # for one case, for all, and how often it is started
@@ -88,7 +89,7 @@ class Program(AbstractContextManager["Program"]):
         """The program's results of a case; what goes wrong with it is a text, and so a failure."""
         if self.process is None:
             if self.lives == 0:
-                return dict.fromkeys(case.wanted, f"not asked: the program failed {LIVES} times: {self.last}")
+                return dict.fromkeys(case.wanted, Instead(f"not asked: the program failed {LIVES} times: {self.last}"))
             self._start()
         request = json.dumps({"version": VERSION, "case": case_to_json(case)}) + "\n"
         seconds = min(self.seconds, self.until - time.monotonic())
@@ -106,4 +107,4 @@ class Program(AbstractContextManager["Program"]):
             text += f"; the line {answer[:SHOWN].decode(errors='replace')!r}" * bool(answer)
         text = self.last = text + self._last_words()
         self._stop()  # what it would still say belongs to this case
-        return dict.fromkeys(case.wanted, text)
+        return dict.fromkeys(case.wanted, Instead(text))

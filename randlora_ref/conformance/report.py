@@ -16,9 +16,9 @@ from .. import arrays, checks
 from ..arrays import brief
 from ..rank.exact import Progress
 from .cases import KINDS, Case, of_dialect
-from .compare import MISSING, Absent, Mismatch, Verdict, judge
+from .compare import MISSING, Absent, Instead, Mismatch, Verdict, judge
 from .diagnose import Cause, diagnosis
-from .pattern import RAISED, raises, telling
+from .pattern import instead, telling
 from .vectors import stored_cases
 
 Implementation = Callable[[Case], Mapping[str, Any]]
@@ -36,7 +36,7 @@ class Failure:
     case: Case
     mismatches: tuple[Mismatch, ...]
     reproduce: str
-    raised: str = ""
+    instead: str = ""
     find: Causes = field(default=dict, repr=False)
 
     @property
@@ -47,8 +47,8 @@ class Failure:
 
     def lines(self) -> list[str]:
         """Case, clause and flags; the first wrong results, or the error; the diagnosis; the command that repeats it."""
-        lines = [self.raised] if self.raised else [mismatch.line() for mismatch in self.mismatches[:SHOWN_RESULTS]]
-        if not self.raised and (rest := self.mismatches[SHOWN_RESULTS:]):
+        lines = [self.instead] if self.instead else [mismatch.line() for mismatch in self.mismatches[:SHOWN_RESULTS]]
+        if not self.instead and (rest := self.mismatches[SHOWN_RESULTS:]):
             lines.append(f"wrong as well: {', '.join(mismatch.tensor for mismatch in rest)}")
         if self.case.kind == "block":
             lines.append("limit: u·max(2¹⁰·largest of the tensor, largest of the case)")
@@ -175,8 +175,8 @@ def run_case(implementation: Implementation, case: Case, dtype: str | None = Non
     except NotImplementedError as error:
         text = f"unsupported: {error}"
     except Exception as error:  # whatever an implementation under test raises is its failure, not ours
-        text = f"{RAISED}{type(error).__name__}: {str(error).splitlines()[0][:SHOWN] if str(error) else ''}"
-    return judge(case, dict.fromkeys(case.wanted, text) if text else results, dtype)
+        text = f"raises {type(error).__name__}: {str(error).splitlines()[0][:SHOWN] if str(error) else ''}"
+    return judge(case, dict.fromkeys(case.wanted, Instead(text)) if text else results, dtype)
 
 
 def check(
@@ -257,12 +257,13 @@ def report_of(
     @cache
     def find() -> dict[str, Cause]:
         kinds = dict.fromkeys(verdict.case.kind for verdict in failing)
-        of = {kind: [one for one in (*failing, *passing) if one.case.kind == kind] for kind in kinds}
+        answered = [one for one in passing if len(one.absent) < len(one.case.wanted)]
+        of = {kind: [one for one in (*failing, *answered) if one.case.kind == kind] for kind in kinds}
         return {kind: diagnosis(some, dtype) for kind, some in of.items()}
 
     def failure(one: Verdict) -> Failure:
         command = f"randlora-ref check {target} {only or f'--case {one.case.id}'}{declared}" if only != "" else ""
-        return Failure(one.case, one.mismatches, command, raises(one), find)
+        return Failure(one.case, one.mismatches, command, instead(one), find)
 
     absent = tuple(row for verdict in verdicts for row in verdict.absent)
     passed = [verdict.case.kind for verdict in passing if not verdict.absent]

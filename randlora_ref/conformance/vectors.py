@@ -207,7 +207,15 @@ def results_from_json(answer: Any, case: Case) -> Mapping[str, Any]:
     results = answer.get("results")
     if not isinstance(results, dict):
         raise ValueError(f"{case.id}: results {str(results)[:SHOWN]!r}; it must be an object of arrays by name")
-    return {name: decode(x, f"{case.id}: {name}") if isinstance(x, dict) else x for name, x in results.items()}
+    return {name: _result(x, f"{case.id}: {name}") for name, x in results.items()}
+
+
+def _result(value: Any, where: str) -> Any:
+    """A result as it is written, or why it cannot be read: the others are judged all the same."""
+    try:
+        return decode(value, where) if isinstance(value, dict) else value
+    except ValueError as error:
+        return str(error)
 
 
 def results_file(path: str | Path) -> Callable[[Case], Mapping[str, Any]]:

@@ -110,7 +110,7 @@ def test_an_exception_is_a_failure_in_one_line() -> None:
 
     report = check(raises, cases=[layer()])
     assert not report.passed
-    assert "raised RuntimeError: first" in "\n".join(report.lines())
+    assert "raises RuntimeError: first" in "\n".join(report.lines())
     assert "second" not in "\n".join(report.lines())
 
 

@@ -83,6 +83,46 @@ def test_what_a_program_did_is_said(tmp_path: Path, source: str, message: str) -
     assert re.search(message, report.failures[0].mismatches[0].text)
 
 
+def test_the_cause_stands_in_the_first_three_lines(tmp_path: Path) -> None:
+    """Of all cases of all kinds, whatever came in place of their results."""
+    (tmp_path / "program.py").write_text("import sys; sys.exit('no such layer')", encoding="utf-8")
+    report = check_target(command=f"{sys.executable} {tmp_path / 'program.py'}")
+    head = " ".join(" ".join(report.lines()[:3]).split())
+    assert "the program has ended; exit status 1; stderr: 'no such layer'" in head
+
+
+def test_a_result_that_cannot_be_read_fails_alone(tmp_path: Path) -> None:
+    """One line of JSON of the case asked is an answer: the program is asked on, and its other results are judged."""
+    body = """
+import json, sys
+from randlora_ref.conformance import reference, stored_cases, vectors
+cases = {case.id: case for case in stored_cases()}
+for line in sys.stdin:
+    case = cases[json.loads(line)["case"]["id"]]
+    results = {name: vectors.encode(x, "float64") for name, x in reference(case).items()}
+    results["y"]["data"] = "7ff8000000000000 " * 3
+    print(json.dumps({"id": case.id, "results": results}), flush=True)
+"""
+    (tmp_path / "program.py").write_text(body, encoding="utf-8")
+    report = check_target(command=f"{sys.executable} {tmp_path / 'program.py'}", kinds=["layer"])
+    assert len(report.failures) > 100
+    assert {mismatch.tensor for one in report.failures for mismatch in one.mismatches} == {"y"}
+    assert "all finite" in report.failures[0].mismatches[0].text
+    assert "not asked" not in str(report)
+
+
+def test_cases_that_are_not_answered_are_counted_nowhere(tmp_path: Path) -> None:
+    """As many cases stand in the first line as in the pattern."""
+
+    def halved(case: Case) -> Any:
+        if case.dropout_mask is not None:
+            raise NotImplementedError("dropout")
+        return {name: x / 2 for name, x in reference(case).items()}
+
+    first, _, third, *_ = check(halved, ["layer"]).lines()
+    assert re.findall(r"\d+", first) == re.findall(r"\d+", third.partition(":")[0])
+
+
 @CROSS
 def test_torch_arrays_are_taken_as_they_come() -> None:
     """With a gradient, and in bfloat16 where the case is exact in it."""
