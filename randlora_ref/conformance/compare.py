@@ -153,14 +153,15 @@ def compare(tensor: str, actual: Any, right: Array, limit: Array | float) -> Mis
     right = np.asarray(right, dtype=np.float64)
     if value.shape != right.shape:
         return Mismatch(tensor, "shape", f"shape {value.shape}; it must be {right.shape}")
+    finite = np.isfinite(value)
     with np.errstate(all="ignore"):
-        error = np.where(np.isfinite(value), np.abs(value - right), np.inf)
-        ok = np.isfinite(value) & (error <= limit)
+        error = np.where(finite, np.abs(value - right), np.inf)
+        ok = finite & (error <= limit)
         if ok.all():
             return None
         ratio = np.where(ok, 0.0, error / limit)
         worst = np.where(ok, -1.0, error) if np.isinf(ratio).any() else ratio
     index = tuple(int(i) for i in np.unravel_index(int(np.argmax(worst)), value.shape))
-    finite, numbers = bool(np.isfinite(value).all()), [float(x[index]) for x in (right, value, ratio)]
-    text = "differ" if finite else "differ, NaN or infinity among them"
-    return Mismatch(tensor, "value" if finite else "non-finite", text, int(np.sum(~ok)), value.size, index, *numbers)
+    numbers = [float(x[index]) for x in (right, value, ratio)]
+    count, text = int(np.sum(~ok)), "differ" if finite.all() else "differ, NaN or infinity among them"
+    return Mismatch(tensor, "value" if finite.all() else "non-finite", text, count, value.size, index, *numbers)

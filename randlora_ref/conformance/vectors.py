@@ -154,10 +154,10 @@ def _tuples(value: Any) -> Any:
 def _check(case: Case) -> None:
     """Raises what the package's doors refuse of a case, and what no door asks."""
     rules = replace(get_dialect(case.dialect), context=case.context, pairing=case.pairing, orientation=case.orientation)
-    choices: dict[str, tuple[Any, ...]] = {"tier": ("exact", "real"), "dtype": tuple(WORDS)}
-    choices |= dict.fromkeys(("fan_in_fan_out", "merged", "causal"), (False, True))
-    for name, allowed in choices.items():
-        checks.choice(name, getattr(case, name), allowed)
+    checks.choice("tier", case.tier, ("exact", "real"))
+    checks.choice("dtype", case.dtype, tuple(WORDS))
+    for name in ("fan_in_fan_out", "merged", "causal"):
+        checks.choice(name, getattr(case, name), (False, True))
     for name, above in (("scaling", -BOUND), ("alpha", -BOUND), ("rope_theta", 0.0)):
         if (value := getattr(case, name)) is not None or name == "scaling":
             checks.number(name, value, above=above, below=BOUND)
