@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -12,6 +13,7 @@ import numpy as np
 
 from .. import arrays, checks
 from ..adapters.base import Made
+from ..bases import Bases, Kind, draw_bases
 from .saved import METHODS, PeftAdapter, PeftLoRA, PeftVeRA, Saved, Shape
 from .tensors import Tensors, read_json, read_tensors
 
@@ -77,8 +79,7 @@ def read_peft(folder: str | Path, shapes: Shapes = None, draw_dtype: Any = "bflo
 
 def check_config(config: Mapping[str, Any]) -> type[Saved]:
     """The class of the method that a configuration of PEFT's names. ValueError names the key that is not right."""
-    if config.get("peft_type") not in METHODS:
-        raise ValueError(f"peft_type {config.get('peft_type')!r}; it must be one of {', '.join(METHODS)}")
+    checks.choice("peft_type", config.get("peft_type"), METHODS)
     kind: type[Saved] = METHODS[config["peft_type"]]
     checks.integer("r", config.get("r"))
     for key in kind.ALPHA:
@@ -87,6 +88,18 @@ def check_config(config: Mapping[str, Any]) -> type[Saved]:
         checks.seed(config.get("projection_prng_key"))
     for key in kind.FLAGS:
         checks.choice(key, config.get(key), (None, True, False))
+    saved_beside = config.get("modules_to_save")
+    if saved_beside and not isinstance(saved_beside, (list, tuple, set)):
+        raise ValueError(f"modules_to_save: {saved_beside!r}; it must be a list of names")
+    for key, check in kind.PATTERNS.items():
+        if not isinstance(config.get(key) or {}, Mapping):
+            raise ValueError(f"{key}: {config[key]!r}; it must be a mapping by regular expressions")
+        for pattern, own in (config.get(key) or {}).items():
+            check(f"{key}[{pattern!r}]", own)
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{key}: {pattern!r}; it must be a regular expression: {error}") from None
     for key, allowed in kind.FIXED.items():
         if config.get(key) and config[key] not in allowed:
             raise ValueError(f"{key}: {config[key]!r} is not implemented; it must be false or left out")
@@ -127,12 +140,21 @@ def assemble(kind: type[Saved], config: Mapping[str, Any], tensors: Tensors, sha
     given: dict[str, Any] = {**learned, "config": config, "extra": extra, "shapes": known}
     if shared:
         given["bases"] = kind.bases_from_peft(*(shared[key] for key in kind.SHARED))
-    elif kind.SHARED and draw_dtype is None:
-        given["bases"] = None
     elif kind.SHARED:
         listed: Any = known.values() or shapes or ()
-        given["bases"] = kind.draw(config, list(listed), draw_dtype)
+        given["bases"] = None if draw_dtype is None else _draw(config, list(listed), draw_dtype)
     return kind(**given)
+
+
+def _draw(config: Mapping[str, Any], shapes: list[Shape], draw_dtype: Any) -> Bases:
+    """RandLoRA's bases, bit for bit, from the seed that the configuration has."""
+    if config["peft_type"] != "RANDLORA":
+        raise ValueError("holds no bases; they must be saved (save_projection=True), for RandLoRA's alone are drawn")
+    if not shapes:
+        raise ValueError("holds no bases; shapes must list the (out, in) of every adapted layer")
+    kind: Kind = "very_sparse" if config.get("very_sparse") else "sparse" if config.get("sparse") else "dense"
+    seed, rank = config["projection_prng_key"], config["r"]
+    return draw_bases("peft", seed=seed, shapes=shapes, rank=rank, kind=kind, draw_dtype=draw_dtype)
 
 
 def _beside(name: str, x: Array, config: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import arrays, checks
 from ..adapters import Adapter, LoRA, RandLoRA, VeRA
-from ..bases import Bases, Kind, draw_bases
+from ..bases import Bases
 
 Array = Any
 ByModule = Mapping[str, Array]
@@ -46,6 +46,7 @@ class Saved(ABC):
     ALPHA: ClassVar[tuple[str, ...]] = ()
     FLAGS: ClassVar[tuple[str, ...]] = ("fan_in_fan_out", "save_projection")
     FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # settings that must be false, or one of these
+    PATTERNS: ClassVar[Mapping[str, Any]] = {}  # settings by patterns of modules' names, and the check of each value
 
     __repr__ = arrays.brief
     extra: Mapping[str, Array] = field(default_factory=dict, kw_only=True)
@@ -61,7 +62,7 @@ class Saved(ABC):
 
         Raises KeyError for a name that is not there, ValueError where ``shape``, arrays or settings do not fit.
         """
-        if name not in self.modules:
+        if name not in getattr(self, next(iter(self.LEARNED))):
             raise KeyError(f"name: {name!r}; it must be one of {', '.join(self.modules)}")
         out, in_ = shape or self.shapes.get(name) or self.possible_shapes(name)[1]
         own = {what: getattr(self, what)[name] for what in self.LEARNED}
@@ -106,16 +107,13 @@ class Saved(ABC):
     @classmethod
     def bases_from_peft(cls, A: Array, B: Array) -> Any:
         """The shared bases, of those in PEFT's layout."""
+        if A.ndim != 2 or B.ndim != 2:
+            raise ValueError(f"A {A.shape}, B {B.shape}; they must be (r, in) and (out, r)")
         return A, B
 
     def bases_to_peft(self) -> tuple[Array, ...]:
         """The shared bases in PEFT's layout, on the host."""
         return tuple(map(arrays.to_numpy, getattr(self, "bases", ())))
-
-    @classmethod
-    def draw(cls, config: Mapping[str, Any], shapes: list[Shape], draw_dtype: Any) -> Any:
-        """The bases that a folder does not hold, as PEFT draws them."""
-        raise ValueError(f"holds no {' and '.join(cls.SHARED)}; they must be saved (save_projection=True)")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -155,15 +153,6 @@ class PeftAdapter(Saved):
         """A (r, 1, d) and B (D, n, r)."""
         return arrays.to_numpy(self.bases.A)[:, None, :], arrays.to_numpy(self.bases.B).transpose(1, 0, 2)
 
-    @classmethod
-    def draw(cls, config: Mapping[str, Any], shapes: list[Shape], draw_dtype: Any) -> Bases:
-        """Bit for bit, from the seed that the configuration has."""
-        if not shapes:
-            raise ValueError("holds no bases; shapes must list the (out, in) of every adapted layer")
-        kind: Kind = "very_sparse" if config.get("very_sparse") else "sparse" if config.get("sparse") else "dense"
-        drawn: dict[str, Any] = {"rank": config["r"], "kind": kind, "draw_dtype": draw_dtype}
-        return draw_bases("peft", seed=config["projection_prng_key"], shapes=shapes, **drawn)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PeftLoRA(Saved):
@@ -173,6 +162,7 @@ class PeftLoRA(Saved):
     ALPHA = ("lora_alpha",)
     FLAGS = ("fan_in_fan_out", "use_rslora")
     FIXED = {"init_lora_weights": LORA_STARTS, **dict.fromkeys(OTHER_LORAS, ())}  # noqa: RUF012
+    PATTERNS = {"rank_pattern": checks.integer, "alpha_pattern": checks.number}  # noqa: RUF012
 
     A: ByModule
     B: ByModule

@@ -20,6 +20,7 @@ ACTIVATIONS = {  # the names of configurations, and ours
 }  # fmt: skip
 CHOICES = {"hidden_act": ACTIVATIONS, "activation_function": ACTIVATIONS}
 LIMITS = {"rope_theta": {"above": 0.0}}  # of a number; any other is 0 or more
+MOST = dict.fromkeys(("num_hidden_layers", "n_layer"), 4096)  # modules are listed, so a file's claim must be possible
 MULTIPLES = {  # a size, and what it must be a multiple of
     "hidden_size": "num_attention_heads",
     "num_attention_heads": "num_key_value_heads",
@@ -85,7 +86,7 @@ class Config:
         """
         if not isinstance(config, Mapping):
             raise TypeError(f"config: {config!r}; it must be a mapping of the keys of a config.json")
-        for key, allowed in cls.FIXED.items():
+        for key, allowed in {**cls.FIXED, "quantization_config": (None,)}.items():
             if key in config and config[key] not in allowed:
                 raise ValueError(f"{key}: {config[key]!r} is not implemented; it must be {allowed[0]!r} or left out")
         known = {one.name for one in fields(cls)}  # type: ignore[arg-type]
@@ -109,6 +110,8 @@ class Config:
             if expected is int:  # an id may count from the vocabulary's end
                 value = checks.integer(key, value, -getattr(self, "vocab_size", 0) if key.endswith("_id") else 1)
                 checks.room(key, max(value, 1))
+                if value > MOST.get(key, value):
+                    raise ValueError(f"{key}: {value}; it must be at most {MOST[key]}")
             elif expected is float:
                 value = checks.number(key, value, **LIMITS.get(key, {"least": 0.0}))
             elif not isinstance(value, expected):

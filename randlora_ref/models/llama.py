@@ -15,13 +15,11 @@ NAMES = {
     "o": "self_attn.o_proj", "norm2": "post_attention_layernorm", "gate": "mlp.gate_proj", "up": "mlp.up_proj",
     "down": "mlp.down_proj",
 }  # fmt: skip
-DEFAULTS: dict[str, dict[str, Any]] = {  # by model_type: the models that compute this, where theirs are not Llama's
+DEFAULTS: dict[str, dict[str, int]] = {  # by model_type, of the models that compute this: where theirs are not Llama's
     "llama": {},
-    "mistral": {
-        "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096
-    },
+    "mistral": {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072},
     "qwen2": {"vocab_size": 151936, "intermediate_size": 22016, "max_position_embeddings": 32768},
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,8 @@ class LlamaConfig(Config):
         kind = given.setdefault("model_type", "llama")
         checks.choice("model_type", kind, DEFAULTS)
         given = super()._fields(DEFAULTS[kind] | given)
-        window = given.get("sliding_window") if kind == "mistral" or given.get("use_sliding_window") else None
+        used = kind == "mistral" or given.get("use_sliding_window")
+        window = given.get("sliding_window", 4096) if used else None  # 4096 where a file leaves it out
         if window is not None or set(given.get("layer_types") or ()) - {"full_attention"}:
             raise ValueError(f"sliding_window: {window!r} is not implemented; it must be None, or not used")
         return given

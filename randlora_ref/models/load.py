@@ -93,7 +93,7 @@ def live_tensors(config: Any, base: str, state_dict: Mapping[str, Any], adapter:
     """
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"{type(state_dict).__name__}; it must be a mapping of tensors by name")
-    live = {key: to_host(key, x) for key, x in state_dict.items()}
+    live = {str(key): to_host(str(key), x) for key, x in state_dict.items()}
     own = {key.replace(".default", ""): live.pop(key) for key in list(live) if ADAPTER.search(key)}
     if own and adapter is None:
         raise ValueError(f"{min(own)!r} is an adapter's; adapter must be its configuration or its folder")
