@@ -113,7 +113,7 @@ class CLIP(Model):
         image_embeds, image_parts = self._encode_image(pixels)
         checks.shape("pixels", pixels, (ids.shape[0], *pixels.shape[1:]))
         loss, cache = nn.contrastive(text_embeds, image_embeds, self.parameters(TEMPERATURE)[0])
-        return loss, ModelCache(cache[0], cache, text_parts + image_parts)
+        return loss, ModelCache(cache[0], cache, (text_parts, image_parts))
 
     def encode_text(self, ids: Array, *, attention_mask: Array | None = None, embeddings: Array | None = None) -> Array:
         """Unit vectors (B, projection_dim) of texts, given as in ``forward``."""
@@ -131,18 +131,21 @@ class CLIP(Model):
             checks.shape(name, x, (*x.shape[:1], self.config.projection_dim))
         return xp.exp(scale) * (texts @ images.T)
 
-    def _encode_text(self, ids: Array, mask: Array | None, embeddings: Array | None) -> tuple[Array, tuple[Any, ...]]:
-        tower = self.towers[0]
-        self.check_text(tower, ids, attention_mask=mask, embeddings=embeddings)
-        tokens, pool = ids if embeddings is None else embeddings, self._end_of_text(ids)
-        return self._project(tower, *text_tower(self, tower, tokens, mask, pool))
+    def _encode_text(self, ids: Array, mask: Array | None, embeddings: Array | None) -> tuple[Array, Any]:
+        self.check_text(self.towers[0], ids, attention_mask=mask, embeddings=embeddings)
+        xp, tower, end = self.xp, self.towers[0], self.config.text_config.eos_token_id
+        tokens = ids if embeddings is None else embeddings
+        ids = arrays.astype(xp, ids, xp.int64)  # a narrow type may not hold the end's number
+        marks = ids if end == 2 else arrays.astype(xp, ids == end, xp.int64)  # 2 means: at the largest token
+        last = xp.argmax(marks, axis=1)[:, None]  # (B, 1)
+        return self._project(tower, *text_tower(self, tower, tokens, mask, last))
 
-    def _encode_image(self, pixels: Array) -> tuple[Array, tuple[Any, ...]]:
+    def _encode_image(self, pixels: Array) -> tuple[Array, Any]:
         tower = self.towers[1]
         self.check_images(tower, pixels)
         return self._project(tower, *image_tower(self, tower, pixels))
 
-    def _project(self, tower: Any, hidden: Array, cache: Any) -> tuple[Array, tuple[Any, ...]]:
+    def _project(self, tower: Tower, hidden: Array, cache: Any) -> tuple[Array, Any]:
         """Unit vectors (B, projection_dim) of what a tower gave, hidden (B, k), and the caches of all three steps."""
         projected, head = self.linear(tower.outer["head"], hidden)
         unit, norm = nn.normalize(projected)
@@ -150,24 +153,14 @@ class CLIP(Model):
 
     def backward(self, cache: ModelCache, *, weights: bool = False, inputs: bool = False) -> Gradients:
         """The gradients of L; ``weights`` adds every saved tensor's, ``inputs`` a ``CLIPInputs``."""
-        (texts, images), grads = self.towers, Gradients(weights)
-        text_cache, text_head, text_unit, image_cache, image_head, image_unit = cache.parts
-        d_text_embeds, d_image_embeds, d_log_scale = nn.contrastive_backward(cache.loss)
+        checks.instance("cache", cache, ModelCache)
+        grads, d_inputs = Gradients(weights), []
+        *d_units, d_log_scale = nn.contrastive_backward(cache.loss)  # of texts and of images (B, projection_dim)
         self.accumulate(TEMPERATURE, nn.LinearGrads(d_log_scale, None), grads)
-        d_projected = nn.normalize_backward(d_image_embeds, image_unit)
-        d_hidden = self.pull_back(nn.linear_backward, images.outer["head"], d_projected, image_head, grads)
-        d_pixels = image_tower_backward(self, images, d_hidden, image_cache, grads, inputs)
-        d_projected = nn.normalize_backward(d_text_embeds, text_unit)
-        d_hidden = self.pull_back(nn.linear_backward, texts.outer["head"], d_projected, text_head, grads)
-        d_embeddings = text_tower_backward(self, texts, d_hidden, text_cache, grads)
-        grads.inputs = CLIPInputs(d_embeddings, d_pixels) if inputs else None
+        ways_back = zip(self.towers, (text_tower_backward, image_tower_backward), d_units, cache.parts, strict=True)
+        for tower, tower_backward, d_unit, (tower_cache, head, norm) in ways_back:
+            d_projected = nn.normalize_backward(d_unit, norm)
+            d_hidden = self.pull_back(nn.linear_backward, tower.outer["head"], d_projected, head, grads)
+            d_inputs.append(tower_backward(self, tower, d_hidden, tower_cache, grads, inputs))
+        grads.inputs = CLIPInputs(*d_inputs) if inputs else None
         return grads
-
-    def _end_of_text(self, ids: Array) -> Array:
-        """1 at the first end of text, or at the largest token where eos_token_id is 2, else 0: (B, T, 1)."""
-        xp, end = self.xp, self.config.text_config.eos_token_id
-        ids = arrays.astype(xp, ids, xp.int64)  # a narrow type may not hold the end's number
-        marks = ids if end == 2 else arrays.astype(xp, ids == end, xp.int64)
-        positions = xp.arange(ids.shape[1], **arrays.on(arrays.device_of(ids)))
-        pool = positions == xp.argmax(marks, axis=1)[:, None]
-        return arrays.astype(xp, pool, getattr(xp, self.precision))[:, :, None]

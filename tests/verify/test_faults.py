@@ -153,11 +153,8 @@ every text padded as the first
     causal=True, mask=attention_mask)
     causal=True, mask=None if attention_mask is None else attention_mask[:1])
 the padding token learns from the lookup
-    if lookup is not None and pad is not None:
+    if pad is not None:
     if False:
-the head's gradient twice where the head's own is not asked for
-    cache.d_logits(self.parameters(
-    2 * cache.d_logits(self.parameters(
 models/clip.py: models
 the end of text not at the largest token
     marks = ids if end == 2 else
@@ -169,12 +166,18 @@ the temperature's gradient twice
     nn.LinearGrads(d_log_scale, None)
     nn.LinearGrads(2 * d_log_scale, None)
 the mask without effect
-    text_tower(self, tower, tokens, mask, pool)
-    text_tower(self, tower, tokens, None, pool)
+    text_tower(self, tower, tokens, mask, last)
+    text_tower(self, tower, tokens, None, last)
 models/core.py: models
+the head's gradient twice where the head's own is not asked for
+    through=None if learned else weight
+    through=None if learned else 2 * weight
 a gradient laid down as (out, in) that is saved as (in, out)
     value.T if module.transposed and part == "weight" else value
     value
+the images' norm with the texts' eps
+    self.norm(tower.outer["pre_norm"], x, spec)
+    self.norm(tower.outer["pre_norm"], x, self.towers[0].spec)
 a tied head's gradient in place of the sum
     grads.weights[saved] + value if saved in grads.weights else value
     value
@@ -190,18 +193,15 @@ models/vit.py: models
 the names under which queries and keys are saved, exchanged
     "q_proj": "attention.query", "k_proj": "attention.key"
     "q_proj": "attention.key", "k_proj": "attention.query"
-the images' norm with the texts' eps
-    model.norm(tower.outer["pre_norm"], x, spec)
-    model.norm(tower.outer["pre_norm"], x, model.towers[0].spec)
 the class token's output from the last patch
-    x[:, 0, :], spec)
-    x[:, -1, :], spec)
+    model.encode(tower, x, token=0)
+    model.encode(tower, x, token=x.shape[1] - 1)
 the class token's gradient from the last patch
     nn.LinearGrads(d_positions[0, :], None)
     nn.LinearGrads(d_positions[-1, :], None)
 the gradients of an image's positions and class token, means over the batch
-    d_positions = xp.sum(dx, axis=0)
-    d_positions = xp.mean(dx, axis=0)
+    d_positions = model.xp.sum(dx, axis=0)
+    d_positions = model.xp.mean(dx, axis=0)
 adapters/base.py: block models
 ΔW subtracted to merge
     self._added(weight, self._merged_update())
