@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 from .. import arrays, checks, nn
-from .causal import text_tower, text_tower_backward
 from .config import Allowed, Config, EncoderConfig, Module, Tower
 from .core import Array, Gradients, Model, ModelCache
-from .vit import image_tower, image_tower_backward
+from .towers import tower_backward, tower_forward
 
 NAMES = {
     "norm1": "layer_norm1", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
@@ -138,12 +137,12 @@ class CLIP(Model):
         ids = arrays.astype(xp, ids, xp.int64)  # a narrow type may not hold the end's number
         marks = ids if end == 2 else arrays.astype(xp, ids == end, xp.int64)  # 2 means: at the largest token
         last = xp.argmax(marks, axis=1)[:, None]  # (B, 1)
-        return self._project(tower, *text_tower(self, tower, tokens, mask, last))
+        return self._project(tower, *tower_forward(self, tower, tokens, last, mask))
 
     def _encode_image(self, pixels: Array) -> tuple[Array, Any]:
         tower = self.towers[1]
         self.check_images(tower, pixels)
-        return self._project(tower, *image_tower(self, tower, pixels))
+        return self._project(tower, *tower_forward(self, tower, pixels, token=0))
 
     def _project(self, tower: Tower, hidden: Array, cache: Any) -> tuple[Array, Any]:
         """Unit vectors (B, projection_dim) of what a tower gave, hidden (B, k), and the caches of all three steps."""
@@ -157,10 +156,9 @@ class CLIP(Model):
         grads, d_inputs = Gradients(weights), []
         *d_units, d_log_scale = nn.contrastive_backward(cache.loss)  # of texts and of images (B, projection_dim)
         self.accumulate(TEMPERATURE, nn.LinearGrads(d_log_scale, None), grads)
-        ways_back = zip(self.towers, (text_tower_backward, image_tower_backward), d_units, cache.parts, strict=True)
-        for tower, tower_backward, d_unit, (tower_cache, head, norm) in ways_back:
+        for tower, d_unit, (of_tower, head, norm) in zip(self.towers, d_units, cache.parts, strict=True):
             d_projected = nn.normalize_backward(d_unit, norm)
             d_hidden = self.pull_back(nn.linear_backward, tower.outer["head"], d_projected, head, grads)
-            d_inputs.append(tower_backward(self, tower, d_hidden, tower_cache, grads, inputs))
+            d_inputs.append(tower_backward(self, tower, d_hidden, of_tower, grads, inputs))
         grads.inputs = CLIPInputs(*d_inputs) if inputs else None
         return grads

@@ -184,42 +184,6 @@ class Model:
         self.accumulate(module, values, grads)
         return dx
 
-    def encode(
-        self, tower: Tower, x: Array, token: Array | int | None, mask: Array | None = None, tables: Any = None
-    ) -> tuple[Array, Any]:
-        """y (B, T, k) of the embedded x (B, T, k): the blocks, one after the other, between the tower's norms.
-
-        ``token``, the place of one token in all rows or in each (B, 1): y (B, k) is of this one alone.
-        """
-        xp, spec, pre_norm, pool, blocks = self.xp, tower.spec, None, None, []
-        if "pre_norm" in tower.outer:
-            x, pre_norm = self.norm(tower.outer["pre_norm"], x, spec)
-        for layer in tower.layers:
-            parameters = {role: self.parameters(one) for role, one in layer.items()}
-            adapters = {role: self.adapters[one.name] for role, one in layer.items() if one.name in self.adapters}
-            x, cache = nn.block(x, spec, parameters, adapters, mask, tables)
-            blocks.append(cache)
-        if token is not None:  # the norm works by rows, so one of each is enough
-            pool = xp.arange(x.shape[1], **arrays.on(arrays.device_of(x))) == token
-            pool = arrays.astype(xp, pool, getattr(xp, self.precision))[..., None]  # (T, 1) or (B, T, 1)
-            x = xp.sum(x * pool, axis=1)  # (B, k)
-        y, norm = self.norm(tower.outer["norm"], x, spec)
-        return y, (pre_norm, blocks, pool, norm)
-
-    def encode_backward(self, tower: Tower, dy: Array, cache: Any, grads: Gradients) -> Array:
-        """∂L/∂x (B, T, k) of ∂L/∂y, from the last block to the first; the modules' gradients go into ``grads``."""
-        pre_norm, blocks, pool, norm = cache
-        dx = self.pull_back(nn.norm_backward, tower.outer["norm"], dy, norm, grads)
-        if pool is not None:
-            dx = dx[:, None, :] * pool  # (B, T, k)
-        for layer, block in zip(reversed(tower.layers), reversed(blocks), strict=True):
-            dx, by_role = nn.block_backward(dx, block, weight_grad=grads.weights is not None)
-            for role, values in by_role.items():
-                self.accumulate(layer[role], values, grads)
-        if pre_norm is not None:
-            dx = self.pull_back(nn.norm_backward, tower.outer["pre_norm"], dx, pre_norm, grads)
-        return dx
-
     def accumulate(self, module: Module, values: Any, grads: Gradients) -> None:
         """Lay down a module's gradients, ``values``: its adapter's or its bias's by its name, its tensors' by theirs.
 
@@ -234,36 +198,3 @@ class Model:
             value = getattr(values, part)
             value = self.xp.reshape(value.T if module.transposed and part == "weight" else value, shape)
             grads.weights[saved] = grads.weights[saved] + value if saved in grads.weights else value
-
-
-class LabelledModel(Model):
-    """A tower whose head gives the logits of labels."""
-
-    tower_backward: ClassVar[Callable[..., Any]]  # (model, tower, dy, cache, grads, inputs) -> ∂L/∂inputs
-
-    def loss(self, hidden: Array, cache: Any, labels: Array | None, **checked: bool) -> tuple[Array | None, ModelCache]:
-        """(L, cache) of what the tower gave, ``hidden`` (…, k) and its ``cache``; L is None without labels."""
-        logits, head = self.linear(self.towers[0].outer["head"], hidden)  # (…, V)
-        loss, of_loss = None, None
-        if labels is not None:
-            loss, of_loss = nn.cross_entropy(arrays.as_rows(self.xp, logits), labels, **checked)
-        return loss, ModelCache(logits, of_loss, (cache, head))
-
-    def backward(self, cache: ModelCache, *, weights: bool = False, inputs: bool = False) -> Gradients:
-        """The gradients of L; ``weights`` adds every saved tensor's.
-
-        ``inputs`` adds those of the embedded tokens (B, T, k), or of the pixels (B, C, H, W).
-        """
-        checks.instance("cache", cache, ModelCache)
-        if cache.loss is None:
-            raise ValueError("cache: of a forward pass without labels; backward needs the loss")
-        (tower,), (tower_cache, head), grads = self.towers, cache.parts, Gradients(weights)
-        module, (weight, bias) = tower.outer["head"], self.parameters(tower.outer["head"])
-        learned = weights or bias is not None or module.name in self.adapters  # else ∂L/∂logits itself is not needed
-        d_rows = nn.cross_entropy_backward(cache.loss, through=None if learned else weight)
-        dy = self.xp.reshape(d_rows, (*cache.logits.shape[:-1], d_rows.shape[-1]))
-        if learned:
-            dy = self.pull_back(nn.linear_backward, module, dy, head, grads)
-        d_inputs = self.tower_backward(tower, dy, tower_cache, grads, inputs)
-        grads.inputs = d_inputs if inputs else None
-        return grads

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .. import arrays, nn
 from .config import Allowed, EncoderConfig, Tower
-from .core import Array, Gradients, LabelledModel, Model, ModelCache
+from .core import Array, ModelCache
+from .towers import LabelledModel, tower_forward
 
 NAMES = {
     "patch_embed": "vit.embeddings.patch_embeddings.projection", "class_token": "vit.embeddings.cls_token",
@@ -57,43 +57,14 @@ class ViTConfig(EncoderConfig):
         return (self.tower(NAMES, self.num_labels, biases, bare=bare, saved_as=SAVED_AS),)
 
 
-def image_tower(model: Model, tower: Tower, pixels: Array) -> tuple[Array, Any]:
-    """y (B, k) of ``pixels`` (B, C, H, W): what becomes of the class token, beside N patches of p×p pixels."""
-    xp, (kernel, bias) = model.xp, model.parameters(tower.outer["patch_embed"])  # (k, C, p, p), (k,) or None
-    x, patches = nn.patches(pixels, kernel.shape[2])  # (B, N, C·p·p)
-    x, patch_embed = nn.linear(x, xp.reshape(kernel, (kernel.shape[0], -1)), bias)  # (B, N, k)
-    class_token = xp.reshape(model.parameters(tower.outer["class_token"])[0], (1, 1, -1))
-    x = arrays.concat(xp, [xp.broadcast_to(class_token, (x.shape[0], 1, x.shape[2])), x], 1)  # (B, 1 + N, k)
-    x = x + model.parameters(tower.outer["position_embeddings"])[0]
-    y, encoded = model.encode(tower, x, token=0)
-    return y, (patches, patch_embed, encoded)
-
-
-def image_tower_backward(model: Model, tower: Tower, dy: Array, cache: Any, grads: Gradients, inputs: bool) -> Array:
-    """∂L/∂pixels (B, C, H, W) of ∂L/∂y (B, k), or None if neither ``inputs`` nor weights' gradients are asked for.
-
-    The class token and the positions are added to every image: their gradients are sums over the batch.
-    """
-    patches, patch_embed, encoded = cache
-    dx = model.encode_backward(tower, dy, encoded, grads)  # (B, 1 + N, k)
-    if grads.weights is None and not inputs:
-        return None
-    d_positions = model.xp.sum(dx, axis=0)  # (1 + N, k)
-    model.accumulate(tower.outer["position_embeddings"], nn.LinearGrads(d_positions, None), grads)
-    model.accumulate(tower.outer["class_token"], nn.LinearGrads(d_positions[0, :], None), grads)
-    dx = model.pull_back(nn.linear_backward, tower.outer["patch_embed"], dx[:, 1:, :], patch_embed, grads)
-    return nn.patches_backward(dx, patches)  # of (B, N, C·p·p)
-
-
 class ViT(LabelledModel):
     """``ViTForImageClassification`` of ``transformers``, with adapters."""
 
     CONFIG = ViTConfig
     BASE = "vit."
-    tower_backward = image_tower_backward
 
     def forward(self, pixels: Array, labels: Array | None = None) -> tuple[Array | None, ModelCache]:
         """(L, cache) of ``pixels`` (B, C, H, W) and integer ``labels`` (B,), −100 left out; None without labels."""
         (tower,) = self.towers
         self.check_images(tower, pixels)
-        return self.loss(*image_tower(self, tower, pixels), labels)
+        return self.loss(*tower_forward(self, tower, pixels, token=0), labels)

@@ -146,15 +146,6 @@ models/causal.py: models
 labels not shifted
     [labels[:, 1:], xp.full_like(labels[:, :1], nn.IGNORED)]
     [labels[:, :1], labels[:, 1:]]
-positions from the table's end
-    (tower.outer["position_embeddings"])[0][:length, :]
-    (tower.outer["position_embeddings"])[0][-length:, :]
-every text padded as the first
-    causal=True, mask=attention_mask)
-    causal=True, mask=None if attention_mask is None else attention_mask[:1])
-the padding token learns from the lookup
-    if pad is not None:
-    if False:
 models/clip.py: models
 the end of text not at the largest token
     marks = ids if end == 2 else
@@ -166,18 +157,12 @@ the temperature's gradient twice
     nn.LinearGrads(d_log_scale, None)
     nn.LinearGrads(2 * d_log_scale, None)
 the mask without effect
-    text_tower(self, tower, tokens, mask, last)
-    text_tower(self, tower, tokens, None, last)
+    tower_forward(self, tower, tokens, last, mask)
+    tower_forward(self, tower, tokens, last, None)
 models/core.py: models
-the head's gradient twice where the head's own is not asked for
-    through=None if learned else weight
-    through=None if learned else 2 * weight
 a gradient laid down as (out, in) that is saved as (in, out)
     value.T if module.transposed and part == "weight" else value
     value
-the images' norm with the texts' eps
-    self.norm(tower.outer["pre_norm"], x, spec)
-    self.norm(tower.outer["pre_norm"], x, self.towers[0].spec)
 a tied head's gradient in place of the sum
     grads.weights[saved] + value if saved in grads.weights else value
     value
@@ -189,19 +174,35 @@ models/llama.py: models
 scaled angles not read
     read_scaling(given, self.max_position_embeddings)
     None
+models/towers.py: models
+positions from the table's end
+    weights["position_embeddings"])[:size, :]
+    weights["position_embeddings"])[-size:, :]
+every text padded as the first
+    causal=True, mask=mask)
+    causal=True, mask=None if mask is None else mask[:1])
+the padding token learns from the lookup
+    if pad is not None:
+    if False:
+the head's gradient twice where the head's own is not asked for
+    through=None if learned else weight
+    through=None if learned else 2 * weight
+the images' norm with the texts' eps
+    model.norm(outer["pre_norm"], x, spec)
+    model.norm(outer["pre_norm"], x, model.towers[0].spec)
+the class token's gradient from the last patch
+    xp.sum(dx[:, 0, :], axis=0)
+    xp.sum(dx[:, -1, :], axis=0)
+the gradients of positions, means over the batch
+    [xp.sum(dx, axis=0), xp.zeros_like(beyond)]
+    [xp.mean(dx, axis=0), xp.zeros_like(beyond)]
 models/vit.py: models
 the names under which queries and keys are saved, exchanged
     "q_proj": "attention.query", "k_proj": "attention.key"
     "q_proj": "attention.key", "k_proj": "attention.query"
-the class token's output from the last patch
-    model.encode(tower, x, token=0)
-    model.encode(tower, x, token=x.shape[1] - 1)
-the class token's gradient from the last patch
-    nn.LinearGrads(d_positions[0, :], None)
-    nn.LinearGrads(d_positions[-1, :], None)
-the gradients of an image's positions and class token, means over the batch
-    d_positions = model.xp.sum(dx, axis=0)
-    d_positions = model.xp.mean(dx, axis=0)
+the class token's output from the first patch
+    tower_forward(self, tower, pixels, token=0)
+    tower_forward(self, tower, pixels, token=1)
 adapters/base.py: block models
 ΔW subtracted to merge
     self._added(weight, self._merged_update())

@@ -1,0 +1,130 @@
+"""A tower of texts or of images, forward and backward: each step is there if the tower has the role of it.
+
+texts    embed_tokens                position_embeddings, or rotary             blocks, causal   norm
+images   patch_embed, class_token    position_embeddings             pre_norm   blocks           norm
+"""
+
+from typing import Any
+
+from .. import arrays, checks, nn
+from .config import Tower
+from .core import Array, Gradients, Model, ModelCache
+
+Cache = dict[str, Any]  # by role, or by what is kept
+
+
+def tower_forward(
+    model: Model, tower: Tower, x: Array, token: Any = None, mask: Array = None, position_ids: Array = None
+) -> tuple[Array, Cache]:
+    """y (B, T, k) of ``x``: ids (B, T), embedded tokens (B, T, k), or pixels (B, C, H, W), T then 1 + N of N patches.
+
+    ``token``, the place of one token in all rows, or in each (B, 1): y (B, k) is of this one alone. ``mask`` (B, T) is
+    zero at padding. ``position_ids`` (B, T): the rows of the learned positions; None counts from 0 in each text.
+    """
+    xp, spec, outer, config, tables = model.xp, tower.spec, tower.outer, tower.config, None
+    weights, cache = {role: model.parameters(one)[0] for role, one in outer.items()}, Cache(blocks=[])
+    if "patch_embed" in outer:
+        kernel, bias = model.parameters(outer["patch_embed"])  # (k, C, p, p), (k,) or None
+        x, cache["patches"] = nn.patches(x, kernel.shape[2])  # (B, N, C·p·p)
+        x, cache["patch_embed"] = nn.linear(x, xp.reshape(kernel, (kernel.shape[0], -1)), bias)  # (B, N, k)
+        class_token = xp.broadcast_to(xp.reshape(weights["class_token"], (1, 1, -1)), (x.shape[0], 1, x.shape[2]))
+        x = arrays.concat(xp, [class_token, x], 1)  # (B, 1 + N, k)
+    elif x.ndim == 2:
+        x, cache["embed_tokens"] = nn.embedding(x, weights["embed_tokens"], checked=True)  # (B, T, k)
+    size = x.shape[1]
+    if position_ids is not None:
+        positions, cache["position_ids"] = nn.embedding(position_ids, weights["position_embeddings"], checked=True)
+        x = x + positions
+    elif "position_embeddings" in outer:
+        x = x + arrays.as_rows(xp, weights["position_embeddings"])[:size, :]
+    else:
+        tables = nn.rotary_tables(x, size, spec.head_width, config.get("rope_theta"), config.get("rope_scaling"))
+    if "embed_tokens" in outer:
+        mask = nn.additive_mask(x, size, causal=True, mask=mask)
+    if "pre_norm" in outer:
+        x, cache["pre_norm"] = model.norm(outer["pre_norm"], x, spec)
+    for layer in tower.layers:
+        parameters = {role: model.parameters(one) for role, one in layer.items()}
+        adapters = {role: model.adapters[one.name] for role, one in layer.items() if one.name in model.adapters}
+        x, block = nn.block(x, spec, parameters, adapters, mask, tables)
+        cache["blocks"].append(block)
+    if token is not None:  # the norm works by rows, so one of each is enough
+        places = xp.arange(size, **arrays.on(arrays.device_of(x)))
+        cache["pool"] = arrays.astype(xp, places == token, getattr(xp, model.precision))[..., None]  # (T, 1), (B, T, 1)
+        x = xp.sum(x * cache["pool"], axis=1)  # (B, k)
+    y, cache["norm"] = model.norm(outer["norm"], x, spec)
+    return y, cache
+
+
+def tower_backward(model: Model, tower: Tower, dy: Array, cache: Cache, grads: Gradients, inputs: bool) -> Array:
+    """∂L/∂x of ∂L/∂y, x the embedded tokens (B, T, k) or the pixels; the modules' gradients go into ``grads``.
+
+    None if neither ``inputs`` nor weights' gradients are asked for. The class token and the learned positions are added
+    to every image and text: their gradients are sums over the batch. The row of a ``pad_token_id`` gets none from the
+    lookup, as in ``torch.nn.Embedding``.
+    """
+    xp, outer = model.xp, tower.outer
+
+    def table(role: str, gradient: Array) -> None:
+        model.accumulate(outer[role], nn.LinearGrads(gradient, None), grads)
+
+    dx = model.pull_back(nn.norm_backward, outer["norm"], dy, cache["norm"], grads)
+    if "pool" in cache:
+        dx = dx[:, None, :] * cache["pool"]  # (B, T, k)
+    for layer, block in zip(reversed(tower.layers), reversed(cache["blocks"]), strict=True):
+        dx, by_role = nn.block_backward(dx, block, weight_grad=grads.weights is not None)
+        for role, values in by_role.items():
+            model.accumulate(layer[role], values, grads)
+    if "pre_norm" in outer:
+        dx = model.pull_back(nn.norm_backward, outer["pre_norm"], dx, cache["pre_norm"], grads)
+    if grads.weights is not None:
+        if "position_ids" in cache:
+            table("position_embeddings", nn.embedding_backward(dx, cache["position_ids"]))
+        elif "position_embeddings" in outer:
+            beyond = arrays.as_rows(xp, model.parameters(outer["position_embeddings"])[0])[dx.shape[1] :, :]
+            table("position_embeddings", arrays.concat(xp, [xp.sum(dx, axis=0), xp.zeros_like(beyond)], 0))
+        if "class_token" in outer:
+            table("class_token", xp.sum(dx[:, 0, :], axis=0))
+        if "embed_tokens" in outer:
+            d_table, pad = xp.zeros_like(model.parameters(outer["embed_tokens"])[0]), tower.config.get("pad_token_id")
+            if "embed_tokens" in cache:
+                d_table = nn.embedding_backward(dx, cache["embed_tokens"])
+            if pad is not None:
+                ids = xp.arange(d_table.shape[0], **arrays.on(arrays.device_of(dx)))[:, None]
+                d_table = arrays.where(xp, ids == pad % d_table.shape[0], 0.0, d_table)
+            table("embed_tokens", d_table)
+    if "patch_embed" in outer and (inputs or grads.weights is not None):
+        dx = model.pull_back(nn.linear_backward, outer["patch_embed"], dx[:, 1:, :], cache["patch_embed"], grads)
+        return nn.patches_backward(dx, cache["patches"])
+    return dx
+
+
+class LabelledModel(Model):
+    """A tower whose head gives the logits of labels."""
+
+    def loss(self, hidden: Array, cache: Any, labels: Array | None, **checked: bool) -> tuple[Array | None, ModelCache]:
+        """(L, cache) of what the tower gave, ``hidden`` (…, k) and its ``cache``; L is None without labels."""
+        logits, head = self.linear(self.towers[0].outer["head"], hidden)  # (…, V)
+        loss, of_loss = None, None
+        if labels is not None:
+            loss, of_loss = nn.cross_entropy(arrays.as_rows(self.xp, logits), labels, **checked)
+        return loss, ModelCache(logits, of_loss, (cache, head))
+
+    def backward(self, cache: ModelCache, *, weights: bool = False, inputs: bool = False) -> Gradients:
+        """The gradients of L; ``weights`` adds every saved tensor's.
+
+        ``inputs`` adds those of the embedded tokens (B, T, k), or of the pixels (B, C, H, W).
+        """
+        checks.instance("cache", cache, ModelCache)
+        if cache.loss is None:
+            raise ValueError("cache: of a forward pass without labels; backward needs the loss")
+        (tower,), (of_tower, head), grads = self.towers, cache.parts, Gradients(weights)
+        module, (weight, bias) = tower.outer["head"], self.parameters(tower.outer["head"])
+        learned = weights or bias is not None or module.name in self.adapters  # else ∂L/∂logits itself is not needed
+        d_rows = nn.cross_entropy_backward(cache.loss, through=None if learned else weight)
+        dy = self.xp.reshape(d_rows, (*cache.logits.shape[:-1], d_rows.shape[-1]))
+        if learned:
+            dy = self.pull_back(nn.linear_backward, module, dy, head, grads)
+        d_inputs = tower_backward(self, tower, dy, of_tower, grads, inputs)
+        grads.inputs = d_inputs if inputs else None
+        return grads
