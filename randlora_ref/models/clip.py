@@ -71,10 +71,8 @@ class CLIPConfig(Config):
     def _fields(cls, given: dict[str, Any]) -> dict[str, Any]:
         for key, kind in (("text_config", TextConfig), ("vision_config", VisionConfig)):
             name = key if given.get(f"{key}_dict") is None else f"{key}_dict"
-            try:
+            with checks.naming(name):
                 given[key] = kind.from_dict({} if given.get(name) is None else given[name])
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"{name}: {error}") from None
         return given
 
     def towers(self) -> tuple[Tower, Tower]:
@@ -132,23 +130,23 @@ class CLIP(Model):
 
     def _encode_text(self, ids: Array, mask: Array | None, embeddings: Array | None) -> tuple[Array, Any]:
         self.check_text(self.towers[0], ids, attention_mask=mask, embeddings=embeddings)
-        xp, tower, end = self.xp, self.towers[0], self.config.text_config.eos_token_id
+        xp, end = self.xp, self.config.text_config.eos_token_id
         tokens = ids if embeddings is None else embeddings
         ids = arrays.astype(xp, ids, xp.int64)  # a narrow type may not hold the end's number
         marks = ids if end == 2 else arrays.astype(xp, ids == end, xp.int64)  # 2 means: at the largest token
-        last = xp.argmax(marks, axis=1)[:, None]  # (B, 1)
-        return self._project(tower, *tower_forward(self, tower, tokens, last, mask))
+        return self._encode(self.towers[0], tokens, xp.argmax(marks, axis=1)[:, None], mask)
 
     def _encode_image(self, pixels: Array) -> tuple[Array, Any]:
-        tower = self.towers[1]
-        self.check_images(tower, pixels)
-        return self._project(tower, *tower_forward(self, tower, pixels, token=0))
+        self.check_images(self.towers[1], pixels)
+        return self._encode(self.towers[1], pixels, 0)
 
-    def _project(self, tower: Tower, hidden: Array, cache: Any) -> tuple[Array, Any]:
-        """Unit vectors (B, projection_dim) of what a tower gave, hidden (B, k), and the caches of all three steps."""
-        projected, head = self.linear(tower.outer["head"], hidden)
+    def _encode(self, tower: Tower, x: Array, token: Any, mask: Array | None = None) -> tuple[Array, Any]:
+        """Unit vectors (B, projection_dim) of what a tower makes of x, and the caches of all three steps."""
+        hidden, of_tower = tower_forward(self, tower, x, token, mask)  # (B, k)
+        module = tower.outer["head"]
+        projected, head = nn.linear(hidden, *self.parameters(module), self.adapters.get(module.name))
         unit, norm = nn.normalize(projected)
-        return unit, (cache, head, norm)
+        return unit, (of_tower, head, norm)
 
     def backward(self, cache: ModelCache, *, weights: bool = False, inputs: bool = False) -> Gradients:
         """The gradients of L; ``weights`` adds every saved tensor's, ``inputs`` a ``CLIPInputs``."""

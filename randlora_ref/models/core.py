@@ -65,7 +65,16 @@ class Model:
         self.precision = checks.precision("weights", self._like)
         for name, shape in expected.items():
             checks.shape(name, self.weights[name], shape)
-        self._check_adapters()
+        linear = {name: one.shape for name, one in self.modules.items() if one.linear}
+        for name, adapter in self.adapters.items():
+            if name not in linear:
+                raise KeyError(f"adapters: {name!r}; it must be one of {', '.join(linear)}")
+            if isinstance(adapter, type) or not hasattr(adapter, "backward"):
+                raise TypeError(f"adapters[{name!r}]: {type(adapter).__name__}; it must be an adapter")
+            for learned in getattr(adapter, "LEARNED", ())[:1]:  # all of them are alike
+                checks.floats(weights=self._like, **{f"adapters[{name!r}]": getattr(adapter, learned)})
+            if tuple(adapter.shape) != linear[name]:
+                raise ValueError(f"adapters: {name!r} is of shape {adapter.shape}; it must be {linear[name]}")
 
     def __repr__(self) -> str:
         held = f"{len(self.weights)} weights in {self.precision}, {len(self.adapters)} adapters"
@@ -113,8 +122,8 @@ class Model:
             if users.count(saved) > 1:
                 raise ValueError(f"{name}: shares {saved!r} with another module; its adapter must stay beside it")
             weight = adapter.merge(self.parameters(module)[0])
-            merged[saved] = self.xp.empty(shape, dtype=weight.dtype, **arrays.on(arrays.device_of(weight)))
-            merged[saved][...] = weight.T if module.transposed else weight  # laid out by rows, as files are
+            by_rows = self.xp.reshape(weight.T if module.transposed else weight, (-1,))  # laid out as files are
+            merged[saved] = self.xp.reshape(by_rows, shape)
         wanted = getattr(self.xp, dtype or self.precision)
         return {saved: arrays.astype(self.xp, x, wanted) for saved, x in merged.items()}
 
@@ -123,19 +132,6 @@ class Model:
         return type(self)(self.config, self.weights, adapters)
 
     # -- checks ----------------------------------------------------------------------------------------------
-
-    def _check_adapters(self) -> None:
-        """Their modules, kinds, library, precision and shapes."""
-        shapes = {name: one.shape for name, one in self.modules.items() if one.linear}
-        for name, adapter in self.adapters.items():
-            if name not in shapes:
-                raise KeyError(f"adapters: {name!r}; it must be one of {', '.join(shapes)}")
-            if isinstance(adapter, type) or not hasattr(adapter, "backward"):
-                raise TypeError(f"adapters[{name!r}]: {type(adapter).__name__}; it must be an adapter")
-            for learned in getattr(adapter, "LEARNED", ())[:1]:  # all of them are alike
-                checks.floats(weights=self._like, **{f"adapters[{name!r}]": getattr(adapter, learned)})
-            if tuple(adapter.shape) != shapes[name]:
-                raise ValueError(f"adapters: {name!r} is of shape {adapter.shape}; it must be {shapes[name]}")
 
     def check_text(self, tower: Tower, ids: Array, *, embeddable: bool = False, **others: Array | None) -> None:
         """Checks ids, labels and attention_mask (B, T), and embeddings (B, T, k); ``embeddable`` ids may be these."""
@@ -169,14 +165,6 @@ class Model:
         """(weight, bias or None) of a module, a linear weight as (out, in)."""
         weight, *bias = (self.weights[saved] for saved, _ in module.tensors.values())
         return weight.T if module.transposed else weight, bias[0] if bias else None
-
-    def linear(self, module: Module, x: Array) -> tuple[Array, Any]:
-        """A linear module outside the blocks."""
-        return nn.linear(x, *self.parameters(module), self.adapters.get(module.name))
-
-    def norm(self, module: Module, x: Array, spec: nn.BlockSpec) -> tuple[Array, Any]:
-        """A norm outside the blocks, of their kind."""
-        return (nn.layer_norm if spec.centred else nn.rms_norm)(x, *self.parameters(module), spec.eps)
 
     def pull_back(self, backward: Callable[..., Any], module: Module, dy: Array, cache: Any, grads: Gradients) -> Array:
         """∂L/∂x of a module whose ``backward`` is that of a linear layer or of a norm; its own go into ``grads``."""

@@ -22,6 +22,7 @@ def tower_forward(
     zero at padding. ``position_ids`` (B, T): the rows of the learned positions; None counts from 0 in each text.
     """
     xp, spec, outer, config, tables = model.xp, tower.spec, tower.outer, tower.config, None
+    norm = nn.layer_norm if spec.centred else nn.rms_norm
     weights, cache = {role: model.parameters(one)[0] for role, one in outer.items()}, Cache(blocks=[])
     if "patch_embed" in outer:
         kernel, bias = model.parameters(outer["patch_embed"])  # (k, C, p, p), (k,) or None
@@ -42,7 +43,7 @@ def tower_forward(
     if "embed_tokens" in outer:
         mask = nn.additive_mask(x, size, causal=True, mask=mask)
     if "pre_norm" in outer:
-        x, cache["pre_norm"] = model.norm(outer["pre_norm"], x, spec)
+        x, cache["pre_norm"] = norm(x, *model.parameters(outer["pre_norm"]), spec.eps)
     for layer in tower.layers:
         parameters = {role: model.parameters(one) for role, one in layer.items()}
         adapters = {role: model.adapters[one.name] for role, one in layer.items() if one.name in model.adapters}
@@ -52,7 +53,7 @@ def tower_forward(
         places = xp.arange(size, **arrays.on(arrays.device_of(x)))
         cache["pool"] = arrays.astype(xp, places == token, getattr(xp, model.precision))[..., None]  # (T, 1), (B, T, 1)
         x = xp.sum(x * cache["pool"], axis=1)  # (B, k)
-    y, cache["norm"] = model.norm(outer["norm"], x, spec)
+    y, cache["norm"] = norm(x, *model.parameters(outer["norm"]), spec.eps)
     return y, cache
 
 
@@ -104,8 +105,8 @@ class LabelledModel(Model):
 
     def loss(self, hidden: Array, cache: Any, labels: Array | None, **checked: bool) -> tuple[Array | None, ModelCache]:
         """(L, cache) of what the tower gave, ``hidden`` (…, k) and its ``cache``; L is None without labels."""
-        logits, head = self.linear(self.towers[0].outer["head"], hidden)  # (…, V)
-        loss, of_loss = None, None
+        loss, of_loss, module = None, None, self.towers[0].outer["head"]
+        logits, head = nn.linear(hidden, *self.parameters(module), self.adapters.get(module.name))  # (…, V)
         if labels is not None:
             loss, of_loss = nn.cross_entropy(arrays.as_rows(self.xp, logits), labels, **checked)
         return loss, ModelCache(logits, of_loss, (cache, head))

@@ -157,8 +157,8 @@ the temperature's gradient twice
     nn.LinearGrads(d_log_scale, None)
     nn.LinearGrads(2 * d_log_scale, None)
 the mask without effect
-    tower_forward(self, tower, tokens, last, mask)
-    tower_forward(self, tower, tokens, last, None)
+    axis=1)[:, None], mask)
+    axis=1)[:, None])
 models/core.py: models
 a gradient laid down as (out, in) that is saved as (in, out)
     value.T if module.transposed and part == "weight" else value
@@ -188,8 +188,8 @@ the head's gradient twice where the head's own is not asked for
     through=None if learned else weight
     through=None if learned else 2 * weight
 the images' norm with the texts' eps
-    model.norm(outer["pre_norm"], x, spec)
-    model.norm(outer["pre_norm"], x, model.towers[0].spec)
+    norm(x, *model.parameters(outer["pre_norm"]), spec.eps)
+    norm(x, *model.parameters(outer["pre_norm"]), model.towers[0].spec.eps)
 the class token's gradient from the last patch
     xp.sum(dx[:, 0, :], axis=0)
     xp.sum(dx[:, -1, :], axis=0)
