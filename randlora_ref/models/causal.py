@@ -21,9 +21,9 @@ class CausalModel(LabelledModel):
         (tower,), xp = self.towers, self.xp
         beside = {"labels": labels, "attention_mask": attention_mask, "position_ids": position_ids}
         self.check_text(tower, ids, embeddable=True, **beside)
-        hidden, cache = tower_forward(self, tower, ids, mask=attention_mask, position_ids=position_ids)  # (B, T, k)
+        logits, cache = tower_forward(self, tower, ids, mask=attention_mask, position_ids=position_ids)  # (B, T, V)
         if labels is not None:
             labels = arrays.astype(xp, labels, xp.int64)  # a narrow type may not hold −100
             labels = arrays.concat(xp, [labels[:, 1:], xp.full_like(labels[:, :1], nn.IGNORED)], 1)
             labels = xp.reshape(labels, (-1,))
-        return self.loss(hidden, cache, labels, checked=True)
+        return self.loss(logits, cache, labels, checked=True)

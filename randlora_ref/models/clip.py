@@ -141,12 +141,10 @@ class CLIP(Model):
         return self._encode(self.towers[1], pixels, 0)
 
     def _encode(self, tower: Tower, x: Array, token: Any, mask: Array | None = None) -> tuple[Array, Any]:
-        """Unit vectors (B, projection_dim) of what a tower makes of x, and the caches of all three steps."""
-        hidden, of_tower = tower_forward(self, tower, x, token, mask)  # (B, k)
-        module = tower.outer["head"]
-        projected, head = nn.linear(hidden, *self.parameters(module), self.adapters.get(module.name))
+        """Unit vectors (B, projection_dim) of what a tower makes of x, and the caches of both steps."""
+        projected, of_tower = tower_forward(self, tower, x, token, mask)
         unit, norm = nn.normalize(projected)
-        return unit, (of_tower, head, norm)
+        return unit, (of_tower, norm)
 
     def backward(self, cache: ModelCache, *, weights: bool = False, inputs: bool = False) -> Gradients:
         """The gradients of L; ``weights`` adds every saved tensor's, ``inputs`` a ``CLIPInputs``."""
@@ -154,9 +152,8 @@ class CLIP(Model):
         grads, d_inputs = Gradients(weights), []
         *d_units, d_log_scale = nn.contrastive_backward(cache.loss)  # of texts and of images (B, projection_dim)
         self.accumulate(TEMPERATURE, nn.LinearGrads(d_log_scale, None), grads)
-        for tower, d_unit, (of_tower, head, norm) in zip(self.towers, d_units, cache.parts, strict=True):
+        for tower, d_unit, (of_tower, norm) in zip(self.towers, d_units, cache.parts, strict=True):
             d_projected = nn.normalize_backward(d_unit, norm)
-            d_hidden = self.pull_back(nn.linear_backward, tower.outer["head"], d_projected, head, grads)
-            d_inputs.append(tower_backward(self, tower, d_hidden, of_tower, grads, inputs))
+            d_inputs.append(tower_backward(self, tower, d_projected, of_tower, grads, inputs))
         grads.inputs = CLIPInputs(*d_inputs) if inputs else None
         return grads

@@ -14,10 +14,8 @@ from typing import Any, ClassVar, NamedTuple, Self, get_args
 from .. import checks
 from ..nn import BlockSpec
 
-ACTIVATIONS = {  # the names of configurations, and ours
-    "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu",
-    "silu": "silu",
-}  # fmt: skip
+ACTIVATIONS = {name: name for name in ("gelu", "quick_gelu", "silu")}  # the names of configurations, and ours
+ACTIVATIONS |= {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 CHOICES = {"hidden_act": ACTIVATIONS, "activation_function": ACTIVATIONS}
 LIMITS = {"rope_theta": {"above": 0.0}}  # of a number; any other is 0 or more
 MOST = dict.fromkeys(("num_hidden_layers", "n_layer"), 4096)  # modules are listed, so a file's claim must be possible
@@ -148,9 +146,9 @@ class Config:
         """The tower of this configuration, whose ``head`` gives so many numbers.
 
         ``names``: of each role; of those in the blocks what follows "layers".i. ``biases``: the roles that have one,
-        beside a LayerNorm. ``bare``: those that are weights of no module, and of how many axes. ``saved_as``: what
-        parts of the names are where tensors are saved. ``transposed``: whether the blocks' weights are. ``kind``: what
-        else ``BlockSpec`` says.
+        beside a LayerNorm. ``bare``: those that are weights of no module, and of how many axes. ``saved_as``: names
+        that differ where tensors are saved. ``transposed``: whether the blocks' weights are. ``kind``: what else
+        ``BlockSpec`` says.
         """
         width, heads, count = (self.get(key) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
         hidden, activation = self.get("intermediate_size", "n_inner"), self.get("hidden_act", "activation_function")
@@ -164,20 +162,20 @@ class Config:
         in_blocks: dict[str, Any] = {"norm1": (width,), "norm2": (width,), **linear}
         shapes = in_blocks | {"head": (head, width), "position_embeddings": (positions, width)}
         shapes |= {"embed_tokens": (self.get("vocab_size"), width), "patch_embed": (width, channels, patch, patch)}
+        saved = {**names, **saved_as}
+        if self.get("tie_word_embeddings"):
+            saved["head"] = names["embed_tokens"]
 
-        def module(role: str, prefix: str = "") -> Module:
-            name = saved = prefix + names[role]
-            for part, other in saved_as.items():
-                saved = saved.replace(part, other)
+        def module(role: str, block: tuple[str, str] = ("", "")) -> Module:
             shape = shapes.get(role, (width,))
             shape = (1,) * (bare.get(role, 0) - len(shape)) + shape
             bias = spec.centred if "norm" in role else role in biases
             kinds = (role in (*linear, "head"), transposed and role in linear, role in bare)
-            return Module(name, shape, bias, *kinds, saved=saved)
+            return Module(block[0] + names[role], shape, bias, *kinds, saved=block[1] + saved[role])
 
         outer = {role: module(role) for role in names if role not in ("layers", *in_blocks)}
-        layers = tuple({role: module(role, f"{names['layers']}.{i}.") for role in in_blocks} for i in range(count))
-        return Tower(self, spec, outer, layers)
+        blocks = [(f"{names['layers']}.{i}.", f"{saved['layers']}.{i}.") for i in range(count)]
+        return Tower(self, spec, outer, tuple({role: module(role, block) for role in in_blocks} for block in blocks))
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ Array = Any
 
 
 class ModelCache(NamedTuple):
-    """What ``forward`` leaves: ``logits``, the loss's cache (None without labels), and those of the model's parts."""
+    """What ``forward`` leaves: ``logits``, the loss's cache (None without labels), and those of the towers."""
 
     logits: Array
     loss: Any
-    parts: tuple[Any, ...]
+    parts: Any
 
 
 class Gradients(dict[str, Any]):

@@ -48,8 +48,7 @@ class GPT2Config(Config):
 
     def towers(self) -> tuple[Tower]:
         """The one that it is."""
-        saved_as = {NAMES["head"]: NAMES["embed_tokens"]} if self.tie_word_embeddings else {}
-        return (self.tower(NAMES, self.vocab_size, BIASES, saved_as=saved_as, transposed=True, fused=True),)
+        return (self.tower(NAMES, self.vocab_size, BIASES, transposed=True, fused=True),)
 
 
 class GPT2(CausalModel):

@@ -4,14 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import checks
-from .clip import CLIP
-from .core import Model
-from .gpt2 import GPT2
-from .llama import DEFAULTS, Llama
+from . import clip, gpt2, llama, vit
 from .load import config_of, read_config, shapes_of
-from .vit import ViT
 
-KINDS: dict[Any, type[Model]] = {"gpt2": GPT2, **dict.fromkeys(DEFAULTS, Llama), "vit": ViT, "clip": CLIP}
+KINDS: dict[Any, Any] = {"gpt2": gpt2.GPT2, "vit": vit.ViT, "clip": clip.CLIP} | dict.fromkeys(
+    llama.DEFAULTS, llama.Llama
+)
 
 
 def layer_shapes(base: Any) -> dict[str, tuple[int, int]]:

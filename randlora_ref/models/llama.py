@@ -78,8 +78,7 @@ class LlamaConfig(Config):
         """The one that it is."""
         attention = "qkv" if self.model_type == "qwen2" else "qkvo" * self.attention_bias
         biases = (*attention, *("gate", "up", "down") * self.mlp_bias)
-        saved_as = {NAMES["head"]: NAMES["embed_tokens"]} if self.tie_word_embeddings else {}
-        tower = self.tower(NAMES, self.vocab_size, biases, saved_as=saved_as, centred=False, gated=True)
+        tower = self.tower(NAMES, self.vocab_size, biases, centred=False, gated=True)
         if (width := tower.spec.head_width) % 2:
             raise ValueError(f"head_dim: {width}; it must be even, for its coordinates are turned in pairs")
         if self.pad_token_id is not None and self.pad_token_id >= self.vocab_size:

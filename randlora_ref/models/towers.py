@@ -1,7 +1,7 @@
 """A tower of texts or of images, forward and backward: each step is there if the tower has the role of it.
 
-texts    embed_tokens                position_embeddings, or rotary             blocks, causal   norm
-images   patch_embed, class_token    position_embeddings             pre_norm   blocks           norm
+texts    embed_tokens                position_embeddings, or rotary             blocks, causal   norm   head
+images   patch_embed, class_token    position_embeddings             pre_norm   blocks           norm   head
 """
 
 from typing import Any
@@ -16,9 +16,9 @@ Cache = dict[str, Any]  # by role, or by what is kept
 def tower_forward(
     model: Model, tower: Tower, x: Array, token: Any = None, mask: Array = None, position_ids: Array = None
 ) -> tuple[Array, Cache]:
-    """y (B, T, k) of ``x``: ids (B, T), embedded tokens (B, T, k), or pixels (B, C, H, W), T then 1 + N of N patches.
+    """y (B, T, V) of ``x``: ids (B, T), embedded tokens (B, T, k), or pixels (B, C, H, W), T then 1 + N of N patches.
 
-    ``token``, the place of one token in all rows, or in each (B, 1): y (B, k) is of this one alone. ``mask`` (B, T) is
+    ``token``, the place of one token in all rows, or in each (B, 1): y (B, V) is of this one alone. ``mask`` (B, T) is
     zero at padding. ``position_ids`` (B, T): the rows of the learned positions; None counts from 0 in each text.
     """
     xp, spec, outer, config, tables = model.xp, tower.spec, tower.outer, tower.config, None
@@ -53,13 +53,17 @@ def tower_forward(
         places = xp.arange(size, **arrays.on(arrays.device_of(x)))
         cache["pool"] = arrays.astype(xp, places == token, getattr(xp, model.precision))[..., None]  # (T, 1), (B, T, 1)
         x = xp.sum(x * cache["pool"], axis=1)  # (B, k)
-    y, cache["norm"] = norm(x, *model.parameters(outer["norm"]), spec.eps)
+    x, cache["norm"] = norm(x, *model.parameters(outer["norm"]), spec.eps)
+    y, cache["head"] = nn.linear(x, *model.parameters(outer["head"]), model.adapters.get(outer["head"].name))
     return y, cache
 
 
-def tower_backward(model: Model, tower: Tower, dy: Array, cache: Cache, grads: Gradients, inputs: bool) -> Array:
+def tower_backward(
+    model: Model, tower: Tower, dy: Array, cache: Cache, grads: Gradients, inputs: bool, head: bool = True
+) -> Array:
     """∂L/∂x of ∂L/∂y, x the embedded tokens (B, T, k) or the pixels; the modules' gradients go into ``grads``.
 
+    Without the ``head``, ``dy`` is that of what the head reads.
     None if neither ``inputs`` nor weights' gradients are asked for. The class token and the learned positions are added
     to every image and text: their gradients are sums over the batch. The row of a ``pad_token_id`` gets none from the
     lookup, as in ``torch.nn.Embedding``.
@@ -69,6 +73,8 @@ def tower_backward(model: Model, tower: Tower, dy: Array, cache: Cache, grads: G
     def table(role: str, gradient: Array) -> None:
         model.accumulate(outer[role], nn.LinearGrads(gradient, None), grads)
 
+    if head:
+        dy = model.pull_back(nn.linear_backward, outer["head"], dy, cache["head"], grads)
     dx = model.pull_back(nn.norm_backward, outer["norm"], dy, cache["norm"], grads)
     if "pool" in cache:
         dx = dx[:, None, :] * cache["pool"]  # (B, T, k)
@@ -103,13 +109,12 @@ def tower_backward(model: Model, tower: Tower, dy: Array, cache: Cache, grads: G
 class LabelledModel(Model):
     """A tower whose head gives the logits of labels."""
 
-    def loss(self, hidden: Array, cache: Any, labels: Array | None, **checked: bool) -> tuple[Array | None, ModelCache]:
-        """(L, cache) of what the tower gave, ``hidden`` (…, k) and its ``cache``; L is None without labels."""
-        loss, of_loss, module = None, None, self.towers[0].outer["head"]
-        logits, head = nn.linear(hidden, *self.parameters(module), self.adapters.get(module.name))  # (…, V)
+    def loss(self, logits: Array, cache: Any, labels: Array | None, **checked: bool) -> tuple[Array | None, ModelCache]:
+        """(L, cache) of what the tower gave, ``logits`` (…, V) and its ``cache``; L is None without labels."""
+        loss, of_loss = None, None
         if labels is not None:
             loss, of_loss = nn.cross_entropy(arrays.as_rows(self.xp, logits), labels, **checked)
-        return loss, ModelCache(logits, of_loss, (cache, head))
+        return loss, ModelCache(logits, of_loss, cache)
 
     def backward(self, cache: ModelCache, *, weights: bool = False, inputs: bool = False) -> Gradients:
         """The gradients of L; ``weights`` adds every saved tensor's.
@@ -119,13 +124,11 @@ class LabelledModel(Model):
         checks.instance("cache", cache, ModelCache)
         if cache.loss is None:
             raise ValueError("cache: of a forward pass without labels; backward needs the loss")
-        (tower,), (of_tower, head), grads = self.towers, cache.parts, Gradients(weights)
-        module, (weight, bias) = tower.outer["head"], self.parameters(tower.outer["head"])
-        learned = weights or bias is not None or module.name in self.adapters  # else ∂L/∂logits itself is not needed
+        (tower,), grads = self.towers, Gradients(weights)
+        weight, bias = self.parameters(tower.outer["head"])
+        learned = weights or bias is not None or tower.outer["head"].name in self.adapters  # else through is enough
         d_rows = nn.cross_entropy_backward(cache.loss, through=None if learned else weight)
         dy = self.xp.reshape(d_rows, (*cache.logits.shape[:-1], d_rows.shape[-1]))
-        if learned:
-            dy = self.pull_back(nn.linear_backward, module, dy, head, grads)
-        d_inputs = tower_backward(self, tower, dy, of_tower, grads, inputs)
+        d_inputs = tower_backward(self, tower, dy, cache.parts, grads, inputs, head=learned)
         grads.inputs = d_inputs if inputs else None
         return grads

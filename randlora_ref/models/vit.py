@@ -19,8 +19,8 @@ NAMES = {
     "norm": "vit.layernorm", "head": "classifier",
 }  # fmt: skip
 SAVED_AS = {
-    "vit.layers": "vit.encoder.layer", "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
-    "q_proj": "attention.query", "k_proj": "attention.key", "v_proj": "attention.value", "o_proj": "output.dense",
+    "layers": "vit.encoder.layer", "q": "attention.attention.query", "k": "attention.attention.key",
+    "v": "attention.attention.value", "o": "attention.output.dense", "up": "intermediate.dense", "down": "output.dense",
 }  # fmt: skip
 
 

@@ -198,8 +198,8 @@ the gradients of positions, means over the batch
     [xp.mean(dx, axis=0), xp.zeros_like(beyond)]
 models/vit.py: models
 the names under which queries and keys are saved, exchanged
-    "q_proj": "attention.query", "k_proj": "attention.key"
-    "q_proj": "attention.key", "k_proj": "attention.query"
+    "q": "attention.attention.query", "k": "attention.attention.key"
+    "q": "attention.attention.key", "k": "attention.attention.query"
 the class token's output from the first patch
     tower_forward(self, tower, pixels, token=0)
     tower_forward(self, tower, pixels, token=1)
