@@ -15,9 +15,8 @@ from .. import arrays, checks
 from ..adapters.base import Made
 from ..bases import Bases, Kind, draw_bases
 from .saved import METHODS, PeftAdapter, PeftLoRA, PeftVeRA, Saved, Shape
-from .tensors import Tensors, read_json, read_tensors
+from .tensors import Array, Tensors, read_json, read_tensors
 
-Array = Any
 Shapes = Sequence[Shape] | Mapping[str, Shape] | None
 PREFIX = "base_model."
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"

@@ -16,8 +16,8 @@ import numpy as np
 from .. import arrays, checks
 from ..adapters import Adapter, LoRA, RandLoRA, VeRA
 from ..bases import Bases
+from .tensors import Array
 
-Array = Any
 ByModule = Mapping[str, Array]
 Shape = tuple[int, int]
 OTHER_LORAS = (  # settings of PEFT's LoRA under which it computes something else

@@ -7,8 +7,8 @@ everywhere else a weight is (out, in). Saved names are module names.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .causal import CausalModel
 from .config import Allowed, Config, Tower
+from .towers import CausalModel
 
 NAMES = {
     "embed_tokens": "transformer.wte", "position_embeddings": "transformer.wpe", "layers": "transformer.h",

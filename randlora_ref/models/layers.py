@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import checks
-from . import clip, gpt2, llama, vit
+from . import clip, gpt2, vit
+from .llama import DEFAULTS, Llama
 from .load import config_of, read_config, shapes_of
 
-KINDS: dict[Any, Any] = {"gpt2": gpt2.GPT2, "vit": vit.ViT, "clip": clip.CLIP} | dict.fromkeys(
-    llama.DEFAULTS, llama.Llama
-)
+KINDS: dict[Any, Any] = {"gpt2": gpt2.GPT2, "vit": vit.ViT, "clip": clip.CLIP, **dict.fromkeys(DEFAULTS, Llama)}
 
 
 def layer_shapes(base: Any) -> dict[str, tuple[int, int]]:

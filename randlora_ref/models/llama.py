@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from .. import checks
 from ..nn.rotary import RotaryScaling, read_scaling
-from .causal import CausalModel
 from .config import Allowed, Config, Tower
+from .towers import CausalModel
 
 NAMES = {
     "embed_tokens": "model.embed_tokens", "layers": "model.layers", "norm": "model.norm", "head": "lm_head",

@@ -16,10 +16,9 @@ import numpy as np
 from .. import arrays, checks
 from ..interop.peft import PREFIX, assemble, check_config, read_peft
 from ..interop.saved import Saved
-from ..interop.tensors import Tensors, read_json, to_host
+from ..interop.tensors import Array, Tensors, read_json, to_host
 from .config import Config, Module
 
-Array = Any
 ADAPTER = re.compile(r"(^|\.)(randlora|lora|vera)_")  # tensors of an adapter in a live state dict
 BUFFERS = re.compile(r"\.attn\.(bias|masked_bias)$|(^|\.)(inv_freq|original_inv_freq|position_ids)$")  # no weights
 WRAPPED = re.compile(r"\.(base_layer|original_module|modules_to_save(\.default)?)(?=\.)")  # PEFT's part of a name
@@ -63,18 +62,15 @@ def gather(tensors: Mapping[str, Array], config: Config, base: str) -> Tensors:
 
     ValueError for two names of one that hold different numbers, and for one that is not of floats.
     """
-    names = {
-        name if one.bare else f"{name}.{part}": saved
-        for name, one in modules_of(config, base).items()
-        for part, (saved, _) in one.tensors.items()
-    }
-    found = Tensors()
+    names, found = dict[str, str](), Tensors()
+    for name, one in modules_of(config, base).items():
+        names |= {name if one.bare else f"{name}.{part}": saved for part, (saved, _) in one.tensors.items()}
     for key, x in tensors.items():
         own = own_name(key)
         if own not in names and BUFFERS.search(own):
             continue
-        one: Array = found.setdefault(names.get(own, own), x)
-        if one is not x and not np.array_equal(one, x):
+        first: Array = found.setdefault(names.get(own, own), x)
+        if first is not x and not np.array_equal(first, x):
             raise ValueError(f"{key!r} differs from another name of {names.get(own)!r}; they must be equal")
         if x.dtype.kind != "f":
             raise ValueError(f"{key!r} of dtype {x.dtype}; it must be of floats")

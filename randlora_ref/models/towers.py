@@ -23,27 +23,27 @@ def tower_forward(
     """
     xp, spec, outer, config, tables = model.xp, tower.spec, tower.outer, tower.config, None
     norm = nn.layer_norm if spec.centred else nn.rms_norm
-    weights, cache = {role: model.parameters(one)[0] for role, one in outer.items()}, Cache(blocks=[])
+    tensors, cache = {role: model.parameters(one) for role, one in outer.items()}, Cache(blocks=[])
     if "patch_embed" in outer:
-        kernel, bias = model.parameters(outer["patch_embed"])  # (k, C, p, p), (k,) or None
+        kernel, bias = tensors["patch_embed"]  # (k, C, p, p), (k,) or None
         x, cache["patches"] = nn.patches(x, kernel.shape[2])  # (B, N, C·p·p)
         x, cache["patch_embed"] = nn.linear(x, xp.reshape(kernel, (kernel.shape[0], -1)), bias)  # (B, N, k)
-        class_token = xp.broadcast_to(xp.reshape(weights["class_token"], (1, 1, -1)), (x.shape[0], 1, x.shape[2]))
+        class_token = xp.broadcast_to(xp.reshape(tensors["class_token"][0], (1, 1, -1)), (x.shape[0], 1, x.shape[2]))
         x = arrays.concat(xp, [class_token, x], 1)  # (B, 1 + N, k)
     elif x.ndim == 2:
-        x, cache["embed_tokens"] = nn.embedding(x, weights["embed_tokens"], checked=True)  # (B, T, k)
+        x, cache["embed_tokens"] = nn.embedding(x, tensors["embed_tokens"][0], checked=True)  # (B, T, k)
     size = x.shape[1]
     if position_ids is not None:
-        positions, cache["position_ids"] = nn.embedding(position_ids, weights["position_embeddings"], checked=True)
+        positions, cache["position_ids"] = nn.embedding(position_ids, tensors["position_embeddings"][0], checked=True)
         x = x + positions
     elif "position_embeddings" in outer:
-        x = x + arrays.as_rows(xp, weights["position_embeddings"])[:size, :]
+        x = x + arrays.as_rows(xp, tensors["position_embeddings"][0])[:size, :]
     else:
         tables = nn.rotary_tables(x, size, spec.head_width, config.get("rope_theta"), config.get("rope_scaling"))
     if "embed_tokens" in outer:
         mask = nn.additive_mask(x, size, causal=True, mask=mask)
     if "pre_norm" in outer:
-        x, cache["pre_norm"] = norm(x, *model.parameters(outer["pre_norm"]), spec.eps)
+        x, cache["pre_norm"] = norm(x, *tensors["pre_norm"], spec.eps)
     for layer in tower.layers:
         parameters = {role: model.parameters(one) for role, one in layer.items()}
         adapters = {role: model.adapters[one.name] for role, one in layer.items() if one.name in model.adapters}
@@ -53,8 +53,8 @@ def tower_forward(
         places = xp.arange(size, **arrays.on(arrays.device_of(x)))
         cache["pool"] = arrays.astype(xp, places == token, getattr(xp, model.precision))[..., None]  # (T, 1), (B, T, 1)
         x = xp.sum(x * cache["pool"], axis=1)  # (B, k)
-    x, cache["norm"] = norm(x, *model.parameters(outer["norm"]), spec.eps)
-    y, cache["head"] = nn.linear(x, *model.parameters(outer["head"]), model.adapters.get(outer["head"].name))
+    x, cache["norm"] = norm(x, *tensors["norm"], spec.eps)
+    y, cache["head"] = nn.linear(x, *tensors["head"], model.adapters.get(outer["head"].name))
     return y, cache
 
 
@@ -132,3 +132,27 @@ class LabelledModel(Model):
         d_inputs = tower_backward(self, tower, dy, cache.parts, grads, inputs, head=learned)
         grads.inputs = d_inputs if inputs else None
         return grads
+
+
+class CausalModel(LabelledModel):
+    """A tower of texts, a head without bias, and the loss of each next token."""
+
+    def forward(
+        self, ids: Array, labels: Array | None = None, *, attention_mask: Array = None, position_ids: Array = None
+    ) -> tuple[Array | None, ModelCache]:
+        """(L, cache): the mean loss of ``labels`` (B, T), each predicted from the tokens before; None without labels.
+
+        ``ids`` (B, T) of integers, or embeddings (B, T, k). ``labels`` are not shifted; −100 is left out of the mean.
+        ``attention_mask`` (B, T) is zero at padding. ``position_ids`` (B, T) are for learned positions,
+        which padding on the left moves: `transformers` generates with the number of tokens before each. IndexError
+        names an id or a label that is out of range.
+        """
+        (tower,), xp = self.towers, self.xp
+        beside = {"labels": labels, "attention_mask": attention_mask, "position_ids": position_ids}
+        self.check_text(tower, ids, embeddable=True, **beside)
+        logits, cache = tower_forward(self, tower, ids, mask=attention_mask, position_ids=position_ids)  # (B, T, V)
+        if labels is not None:
+            labels = arrays.astype(xp, labels, xp.int64)  # a narrow type may not hold −100
+            labels = arrays.concat(xp, [labels[:, 1:], xp.full_like(labels[:, :1], nn.IGNORED)], 1)
+            labels = xp.reshape(labels, (-1,))
+        return self.loss(logits, cache, labels, checked=True)

@@ -142,10 +142,6 @@ exact GELU in GPT-2
 eps tenfold
     spec = BlockSpec(*sizes, eps,
     spec = BlockSpec(*sizes, 10 * eps,
-models/causal.py: models
-labels not shifted
-    [labels[:, 1:], xp.full_like(labels[:, :1], nn.IGNORED)]
-    [labels[:, :1], labels[:, 1:]]
 models/clip.py: models
 the end of text not at the largest token
     marks = ids if end == 2 else
@@ -175,9 +171,12 @@ scaled angles not read
     read_scaling(given, self.max_position_embeddings)
     None
 models/towers.py: models
+labels not shifted
+    [labels[:, 1:], xp.full_like(labels[:, :1], nn.IGNORED)]
+    [labels[:, :1], labels[:, 1:]]
 positions from the table's end
-    weights["position_embeddings"])[:size, :]
-    weights["position_embeddings"])[-size:, :]
+    tensors["position_embeddings"][0])[:size, :]
+    tensors["position_embeddings"][0])[-size:, :]
 every text padded as the first
     causal=True, mask=mask)
     causal=True, mask=None if mask is None else mask[:1])
@@ -188,8 +187,8 @@ the head's gradient twice where the head's own is not asked for
     through=None if learned else weight
     through=None if learned else 2 * weight
 the images' norm with the texts' eps
-    norm(x, *model.parameters(outer["pre_norm"]), spec.eps)
-    norm(x, *model.parameters(outer["pre_norm"]), model.towers[0].spec.eps)
+    norm(x, *tensors["pre_norm"], spec.eps)
+    norm(x, *tensors["pre_norm"], model.towers[0].spec.eps)
 the class token's gradient from the last patch
     xp.sum(dx[:, 0, :], axis=0)
     xp.sum(dx[:, -1, :], axis=0)
