@@ -9,7 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -89,8 +89,7 @@ class Saved(ABC):
         changed: dict[str, Any] = {what: {name: moved(x) for name, x in pairs} for what, pairs in named.items()}
         if self.SHARED:
             changed["bases"] = self.bases_from_peft(*map(moved, self.bases_to_peft()))
-        other: Self = replace(cast(Any, self), **changed)
-        return other
+        return replace(self, **changed)
 
     @abstractmethod
     def possible_shapes(self, name: str) -> tuple[Shape, Shape]:

@@ -73,6 +73,7 @@ class Config:
     not negative, and a text is neither. NumPy's become Python's. ValueError names the key.
     """
 
+    BASE: ClassVar[str] = ""  # what names begin with in a whole model, and not in a checkpoint of its base
     FIXED: ClassVar[Allowed] = NONE  # keys that the model reads in one way only
     ALIASES: ClassVar[Mapping[str, str]] = NONE  # other spellings of keys, which `transformers` reads too
 

@@ -43,7 +43,6 @@ class Model:
     """
 
     CONFIG: ClassVar[type[Any]]
-    BASE: ClassVar[str] = ""  # what names begin with in a whole model, and not in a checkpoint of its base
 
     def __init__(self, config: Any, weights: Mapping[str, Array], adapters: Mapping[str, Any] | None = None) -> None:
         self.config = self.CONFIG.from_dict(config) if isinstance(config, Mapping) else config
@@ -90,8 +89,7 @@ class Model:
         """
         config, tensors = load.config_of(cls.CONFIG, Path(folder) / "config.json"), read_checkpoint(Path(folder))
         with checks.naming(folder):
-            model: Self = load.build(cls, config, tensors, adapter, **made)
-        return model
+            return cls(*load.parts(config, tensors, adapter, **made))
 
     @classmethod
     def from_state_dict(
@@ -104,9 +102,8 @@ class Model:
         """
         config = load.config_of(cls.CONFIG, config)
         with checks.naming("state_dict"):
-            tensors, adapter = load.live_tensors(config, cls.BASE, state_dict, adapter)
-            model: Self = load.build(cls, config, tensors, adapter, **made)
-        return model
+            tensors, adapter = load.live_tensors(config, state_dict, adapter)
+            return cls(*load.parts(config, tensors, adapter, **made))
 
     def merge(self, dtype: str | None = None) -> dict[str, Array]:
         """The weights by saved name with every adapter's update in them, as `transformers` loads them.

@@ -26,6 +26,7 @@ class GPT2Config(Config):
     spellings at once, and different, are refused (there the other name wins).
     """
 
+    BASE: ClassVar[str] = "transformer."
     FIXED: ClassVar[Allowed] = {
         "model_type": ("gpt2",), "add_cross_attention": (False,), "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,), "reorder_and_upcast_attn": (False,),
@@ -55,4 +56,3 @@ class GPT2(CausalModel):
     """``GPT2LMHeadModel`` of ``transformers``, with adapters. See ``CausalModel.forward`` and ``backward``."""
 
     CONFIG = GPT2Config
-    BASE = "transformer."

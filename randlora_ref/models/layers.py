@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import checks
-from . import clip, gpt2, vit
-from .llama import DEFAULTS, Llama
+from . import clip, gpt2, llama, vit
 from .load import config_of, read_config, shapes_of
 
-KINDS: dict[Any, Any] = {"gpt2": gpt2.GPT2, "vit": vit.ViT, "clip": clip.CLIP, **dict.fromkeys(DEFAULTS, Llama)}
+KINDS: dict[Any, Any] = dict.fromkeys(llama.DEFAULTS, llama.LlamaConfig)
+KINDS |= {"gpt2": gpt2.GPT2Config, "vit": vit.ViTConfig, "clip": clip.CLIPConfig}
 
 
 def layer_shapes(base: Any) -> dict[str, tuple[int, int]]:
@@ -20,4 +20,4 @@ def layer_shapes(base: Any) -> dict[str, tuple[int, int]]:
     name = read_config(base).get("model_type")
     with checks.naming(base if isinstance(base, (str, Path)) else "base"):
         checks.choice("model_type", name, KINDS)
-    return shapes_of(config_of(KINDS[name].CONFIG, base), KINDS[name].BASE)
+    return shapes_of(config_of(KINDS[name], base))

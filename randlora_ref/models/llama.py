@@ -34,6 +34,7 @@ class LlamaConfig(Config):
     one counts from the end.
     """
 
+    BASE: ClassVar[str] = "model."
     ALIASES: ClassVar[dict[str, str]] = {"rope_parameters": "rope_scaling"}
     FIXED: ClassVar[Allowed] = {"partial_rotary_factor": (None, 1.0), "pretraining_tp": (1,)}
     vocab_size: int = 32000
@@ -90,4 +91,3 @@ class Llama(CausalModel):
     """``LlamaForCausalLM`` of ``transformers``, with adapters, its Mistral and Qwen2 too. See ``CausalModel``."""
 
     CONFIG = LlamaConfig
-    BASE = "model."

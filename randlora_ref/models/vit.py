@@ -31,6 +31,7 @@ class ViTConfig(EncoderConfig):
     With one label `transformers` takes the mean squared error, which is refused here, as other problem types are.
     """
 
+    BASE: ClassVar[str] = "vit."
     FIXED: ClassVar[Allowed] = {"model_type": ("vit",), "problem_type": (None, "single_label_classification")}
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-12
@@ -61,7 +62,6 @@ class ViT(LabelledModel):
     """``ViTForImageClassification`` of ``transformers``, with adapters."""
 
     CONFIG = ViTConfig
-    BASE = "vit."
 
     def forward(self, pixels: Array, labels: Array | None = None) -> tuple[Array | None, ModelCache]:
         """(L, cache) of ``pixels`` (B, C, H, W) and integer ``labels`` (B,), −100 left out; None without labels."""
