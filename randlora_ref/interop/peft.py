@@ -4,7 +4,6 @@
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -80,28 +79,8 @@ def check_config(config: Mapping[str, Any]) -> type[Saved]:
     """The class of the method that a configuration of PEFT's names. ValueError names the key that is not right."""
     checks.choice("peft_type", config.get("peft_type"), METHODS)
     kind: type[Saved] = METHODS[config["peft_type"]]
-    checks.integer("r", config.get("r"))
-    for key in kind.ALPHA:
-        checks.number(key, config.get(key))
-    if kind.SHARED:
-        checks.seed(config.get("projection_prng_key"))
-    for key in kind.FLAGS:
-        checks.choice(key, config.get(key), (None, True, False))
-    saved_beside = config.get("modules_to_save")
-    if saved_beside and not isinstance(saved_beside, (list, tuple, set)):
-        raise ValueError(f"modules_to_save: {saved_beside!r}; it must be a list of names")
-    for key, check in kind.PATTERNS.items():
-        if not isinstance(config.get(key) or {}, Mapping):
-            raise ValueError(f"{key}: {config[key]!r}; it must be a mapping by regular expressions")
-        for pattern, own in (config.get(key) or {}).items():
-            check(f"{key}[{pattern!r}]", own)
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{key}: {pattern!r}; it must be a regular expression: {error}") from None
-    for key, allowed in kind.FIXED.items():
-        if config.get(key) and config[key] not in allowed:
-            raise ValueError(f"{key}: {config[key]!r} is not implemented; it must be false or left out")
+    for key, check in kind.SETTINGS.items():
+        check(key, config.get(key))
     checks.choice("bias", config.get("bias", "none"), ("none", "all", f"{config['peft_type'].lower()}_only"))
     return kind
 
@@ -122,12 +101,9 @@ def assemble(kind: type[Saved], config: Mapping[str, Any], tensors: Tensors, sha
             one: Array = shared.setdefault(last, x)
             if one is not x and not np.array_equal(one, x):
                 raise ValueError(f"{key}: differs from another {last}; all modules must share one")
-        elif _beside(name, x, config):
-            extra[key] = x
         else:
-            raise ValueError(
-                f"{key}: unknown; it must be the adapter's, a bias if 'bias' says so, or of modules_to_save"
-            )
+            _check_beside(key, name, x, config)
+            extra[key] = x
     first, second = learned.values()
     if not first or first.keys() != second.keys() or len(shared) == 1:
         needed = f"each module needs {' and '.join(kind.LEARNED.values())}, all of them {kind.SHARED} or neither"
@@ -156,7 +132,9 @@ def _draw(config: Mapping[str, Any], shapes: list[Shape], draw_dtype: Any) -> Ba
     return draw_bases("peft", seed=seed, shapes=shapes, rank=rank, kind=kind, draw_dtype=draw_dtype)
 
 
-def _beside(name: str, x: Array, config: Mapping[str, Any]) -> bool:
-    """Whether PEFT trains a tensor beside the adapter, or it counts something: an integer is no adapter's."""
+def _check_beside(key: str, name: str, x: Array, config: Mapping[str, Any]) -> None:
+    """A ValueError unless PEFT trains a tensor beside the adapter, or it counts something, as an adapter's never do."""
     bias = name.endswith(".bias") and config.get("bias", "none") != "none"
-    return bias or x.dtype.kind != "f" or any(f".{one}." in f".{name}" for one in config.get("modules_to_save") or ())
+    kept = any(f".{one}." in f".{name}" for one in config.get("modules_to_save") or ())
+    if not (bias or kept or x.dtype.kind != "f"):
+        raise ValueError(f"{key}: unknown; it must be the adapter's, a bias if 'bias' says so, or of modules_to_save")
