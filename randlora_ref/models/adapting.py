@@ -48,9 +48,9 @@ def adapt(
 
     Raises ValueError for an ending that no linear module has, for none at all, and for what the method does not have.
     """
-    kinds = {"model": Model | Config, "dialect": str | Dialect | None, "kind": str | numbers.Real | None}
-    for name, value in (("model", model), ("dialect", dialect), ("kind", kind)):
-        checks.instance(name, value, kinds[name])
+    checks.instance("model", model, Model | Config)
+    checks.instance("dialect", dialect, str | Dialect | None)
+    checks.instance("kind", kind, str | numbers.Real | None)
     checks.choice("dtype", dtype, (None, "float16", "float32", "float64"))
     checks.choice("method", method, METHODS)
     start, usual, takes = METHODS[method]

@@ -56,10 +56,10 @@ class Model:
         self.towers: Any = self.config.towers()
         self.modules = {one.name: one for one in self.config.modules()}
         expected = {saved: shape for one in self.modules.values() for saved, shape in one.tensors.values()}
-        for what, names, there in (("missing", expected, self.weights), ("unknown", self.weights, expected)):
-            if odd := sorted(names.keys() - there):
-                reason = f"they must be those of {type(self).__name__}{checks.nearest(odd[0], there)}"
-                raise KeyError(f"weights: {what} {odd[0]!r}; {reason}")
+        for odd in sorted(expected.keys() - self.weights) or sorted(self.weights.keys() - expected):
+            what, there = ("missing", self.weights) if odd in expected else ("unknown", expected)
+            whose = f"they must be those of {type(self).__name__}{checks.nearest(odd, there)}"
+            raise KeyError(f"weights: {what} {odd!r}; {whose}")
         self.xp, self._like = checks.floats(**self.weights), next(iter(self.weights.values()))
         self.precision = checks.precision("weights", self._like)
         for name, shape in expected.items():

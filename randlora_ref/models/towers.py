@@ -63,10 +63,10 @@ def tower_backward(
 ) -> Array:
     """∂L/∂x of ∂L/∂y, x the embedded tokens (B, T, k) or the pixels; the modules' gradients go into ``grads``.
 
-    Without the ``head``, ``dy`` is that of what the head reads.
-    None if neither ``inputs`` nor weights' gradients are asked for. The class token and the learned positions are added
-    to every image and text: their gradients are sums over the batch. The row of a ``pad_token_id`` gets none from the
-    lookup, as in ``torch.nn.Embedding``.
+    Without the ``head``, ``dy`` is that of what the head reads. Pixels have theirs if ``inputs`` or the weights'
+    gradients are asked for. The class token and the learned positions are added to every image and text: their
+    gradients are sums over the batch. The row of a ``pad_token_id`` gets none from the lookup, as in
+    ``torch.nn.Embedding``.
     """
     xp, outer = model.xp, tower.outer
 
