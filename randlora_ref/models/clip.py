@@ -134,15 +134,17 @@ class CLIP(Model):
         tokens = ids if embeddings is None else embeddings
         ids = arrays.astype(xp, ids, xp.int64)  # a narrow type may not hold the end's number
         marks = ids if end == 2 else arrays.astype(xp, ids == end, xp.int64)  # 2 means: at the largest token
-        return self._encode(self.towers[0], tokens, xp.argmax(marks, axis=1)[:, None], mask)
+        positions = xp.arange(ids.shape[1], **arrays.on(arrays.device_of(ids)))
+        pool = arrays.astype(xp, positions == xp.argmax(marks, axis=1)[:, None], getattr(xp, self.precision))
+        return self._encode(self.towers[0], tokens, pool[:, :, None], mask)
 
     def _encode_image(self, pixels: Array) -> tuple[Array, Any]:
         self.check_images(self.towers[1], pixels)
-        return self._encode(self.towers[1], pixels, 0)
+        return self._encode(self.towers[1], pixels)
 
-    def _encode(self, tower: Tower, x: Array, token: Any, mask: Array | None = None) -> tuple[Array, Any]:
-        """Unit vectors (B, projection_dim) of what a tower makes of x, and the caches of both steps."""
-        projected, of_tower = tower_forward(self, tower, x, token, mask)
+    def _encode(self, tower: Tower, *given: Array) -> tuple[Array, Any]:
+        """Unit vectors (B, projection_dim) of what a tower makes of what it is ``given``, and both steps' caches."""
+        projected, of_tower = tower_forward(self, tower, *given)
         unit, norm = nn.normalize(projected)
         return unit, (of_tower, norm)
 

@@ -14,16 +14,17 @@ Cache = dict[str, Any]  # by role, or by what is kept
 
 
 def tower_forward(
-    model: Model, tower: Tower, x: Array, token: Any = None, mask: Array = None, position_ids: Array = None
+    model: Model, tower: Tower, x: Array, pool: Array = None, mask: Array = None, position_ids: Array = None
 ) -> tuple[Array, Cache]:
-    """y (B, T, V) of ``x``: ids (B, T), embedded tokens (B, T, k), or pixels (B, C, H, W), T then 1 + N of N patches.
+    """y (B, T, V) of texts ``x``, ids (B, T) or embedded tokens (B, T, k); (B, V) of pixels (B, C, H, W).
 
-    ``token``, the place of one token in all rows, or in each (B, 1): y (B, V) is of this one alone. ``mask`` (B, T) is
-    zero at padding. ``position_ids`` (B, T): the rows of the learned positions; None counts from 0 in each text.
+    That is what becomes of the class token, beside N patches. ``pool`` (B, T, 1), one at a token of each text and else
+    zero, picks that token: y is (B, V) too. ``mask`` (B, T) is zero at padding. ``position_ids`` (B, T): the rows of
+    the learned positions; None counts from 0 in each text.
     """
     xp, spec, outer, config, tables = model.xp, tower.spec, tower.outer, tower.config, None
     norm = nn.layer_norm if spec.centred else nn.rms_norm
-    tensors, cache = {role: model.parameters(one) for role, one in outer.items()}, Cache(blocks=[])
+    tensors, cache = {role: model.parameters(one) for role, one in outer.items()}, Cache(blocks=[], pool=pool)
     if "patch_embed" in outer:
         kernel, bias = tensors["patch_embed"]  # (k, C, p, p), (k,) or None
         x, cache["patches"] = nn.patches(x, kernel.shape[2])  # (B, N, C·p·p)
@@ -49,10 +50,10 @@ def tower_forward(
         adapters = {role: model.adapters[one.name] for role, one in layer.items() if one.name in model.adapters}
         x, block = nn.block(x, spec, parameters, adapters, mask, tables)
         cache["blocks"].append(block)
-    if token is not None:  # the norm works by rows, so one of each is enough
-        places = xp.arange(size, **arrays.on(arrays.device_of(x)))
-        cache["pool"] = arrays.astype(xp, places == token, getattr(xp, model.precision))[..., None]  # (T, 1), (B, T, 1)
-        x = xp.sum(x * cache["pool"], axis=1)  # (B, k)
+    if pool is not None:  # the norm works by rows, so one of each is enough
+        x = xp.sum(x * pool, axis=1)  # (B, k)
+    elif "class_token" in outer:
+        x = x[:, 0, :]  # (B, k)
     x, cache["norm"] = norm(x, *tensors["norm"], spec.eps)
     y, cache["head"] = nn.linear(x, *tensors["head"], model.adapters.get(outer["head"].name))
     return y, cache
@@ -76,8 +77,12 @@ def tower_backward(
     if head:
         dy = model.pull_back(nn.linear_backward, outer["head"], dy, cache["head"], grads)
     dx = model.pull_back(nn.norm_backward, outer["norm"], dy, cache["norm"], grads)
-    if "pool" in cache:
+    if cache["pool"] is not None:
         dx = dx[:, None, :] * cache["pool"]  # (B, T, k)
+    elif "class_token" in outer:
+        others = (*cache["patch_embed"].x.shape[:2], dx.shape[1])  # (B, N, k)
+        zeros = xp.zeros(others, dtype=dx.dtype, **arrays.on(arrays.device_of(dx)))
+        dx = arrays.concat(xp, [dx[:, None, :], zeros], 1)  # (B, 1 + N, k)
     for layer, block in zip(reversed(tower.layers), reversed(cache["blocks"]), strict=True):
         dx, by_role = nn.block_backward(dx, block, weight_grad=grads.weights is not None)
         for role, values in by_role.items():
@@ -89,9 +94,12 @@ def tower_backward(
             table("position_embeddings", nn.embedding_backward(dx, cache["position_ids"]))
         elif "position_embeddings" in outer:
             beyond = arrays.as_rows(xp, model.parameters(outer["position_embeddings"])[0])[dx.shape[1] :, :]
-            table("position_embeddings", arrays.concat(xp, [xp.sum(dx, axis=0), xp.zeros_like(beyond)], 0))
-        if "class_token" in outer:
-            table("class_token", xp.sum(dx[:, 0, :], axis=0))
+            d_rows = xp.sum(dx, axis=0)  # (T, k)
+            if "class_token" in outer:
+                table("class_token", d_rows[0, :])
+            if beyond.shape[0]:
+                d_rows = arrays.concat(xp, [d_rows, xp.zeros_like(beyond)], 0)
+            table("position_embeddings", d_rows)
         if "embed_tokens" in outer:
             d_table, pad = xp.zeros_like(model.parameters(outer["embed_tokens"])[0]), tower.config.get("pad_token_id")
             if "embed_tokens" in cache:

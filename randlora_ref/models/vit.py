@@ -67,4 +67,4 @@ class ViT(LabelledModel):
         """(L, cache) of ``pixels`` (B, C, H, W) and integer ``labels`` (B,), −100 left out; None without labels."""
         (tower,) = self.towers
         self.check_images(tower, pixels)
-        return self.loss(*tower_forward(self, tower, pixels, token=0), labels)
+        return self.loss(*tower_forward(self, tower, pixels), labels)

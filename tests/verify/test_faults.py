@@ -153,8 +153,8 @@ the temperature's gradient twice
     nn.LinearGrads(d_log_scale, None)
     nn.LinearGrads(2 * d_log_scale, None)
 the mask without effect
-    axis=1)[:, None], mask)
-    axis=1)[:, None])
+    pool[:, :, None], mask)
+    pool[:, :, None])
 models/core.py: models
 a gradient laid down as (out, in) that is saved as (in, out)
     value.T if module.transposed and part == "weight" else value
@@ -189,19 +189,19 @@ the head's gradient twice where the head's own is not asked for
 the images' norm with the texts' eps
     norm(x, *tensors["pre_norm"], spec.eps)
     norm(x, *tensors["pre_norm"], model.towers[0].spec.eps)
+the class token's output from the last patch
+    x = x[:, 0, :]
+    x = x[:, -1, :]
 the class token's gradient from the last patch
-    xp.sum(dx[:, 0, :], axis=0)
-    xp.sum(dx[:, -1, :], axis=0)
-the gradients of positions, means over the batch
-    [xp.sum(dx, axis=0), xp.zeros_like(beyond)]
-    [xp.mean(dx, axis=0), xp.zeros_like(beyond)]
+    d_rows[0, :]
+    d_rows[-1, :]
+the gradients of positions and class token, means over the batch
+    d_rows = xp.sum(dx, axis=0)
+    d_rows = xp.mean(dx, axis=0)
 models/vit.py: models
 the names under which queries and keys are saved, exchanged
     "q": "attention.attention.query", "k": "attention.attention.key"
     "q": "attention.attention.key", "k": "attention.attention.query"
-the class token's output from the first patch
-    tower_forward(self, tower, pixels, token=0)
-    tower_forward(self, tower, pixels, token=1)
 adapters/base.py: block models
 ΔW subtracted to merge
     self._added(weight, self._merged_update())
