@@ -144,11 +144,10 @@ class Model:
                 checks.shape(name, x, (*ids.shape[:2], width) if name == embedded else tuple(ids.shape[:2]))
         if (mask := given["attention_mask"]) is not None and arrays.dtype_name(mask) != "bool":
             checks.integers("attention_mask", mask)
-        tokens, labels, positions = None if embedded == "ids" else ids, given.get("labels"), given.get("position_ids")
-        if positions is not None and "position_embeddings" not in tower.outer:
+        if given.get("position_ids") is not None and "position_embeddings" not in tower.outer:
             raise ValueError("position_ids: given; it must be left out, for rotary positions count by differences")
-        limits = {"labels": (labels, vocabulary, nn.IGNORED), "position_ids": (positions, longest, None)}
-        checks.index_range(ids=(tokens, vocabulary, None), **limits)
+        limits = {"ids": (vocabulary, None), "labels": (vocabulary, nn.IGNORED), "position_ids": (longest, None)}
+        checks.index_range(**{name: (given.get(name), *limits[name]) for name in limits if name != embedded})
 
     def check_images(self, tower: Tower, pixels: Array) -> None:
         """Checks pixels (B, C, H, W)."""
