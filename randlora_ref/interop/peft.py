@@ -12,10 +12,10 @@ import numpy as np
 
 from .. import arrays, checks
 from ..adapters.base import Made
+from ..bases import Bases, Kind, draw_bases
 from .saved import METHODS, PeftAdapter, PeftLoRA, PeftVeRA, Saved, Shape
-from .tensors import Tensors, read_json, read_tensors
+from .tensors import Array, Tensors, read_json, read_tensors
 
-Array = Any
 Shapes = Sequence[Shape] | Mapping[str, Shape] | None
 PREFIX = "base_model."
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -77,19 +77,10 @@ def read_peft(folder: str | Path, shapes: Shapes = None, draw_dtype: Any = "bflo
 
 def check_config(config: Mapping[str, Any]) -> type[Saved]:
     """The class of the method that a configuration of PEFT's names. ValueError names the key that is not right."""
-    if config.get("peft_type") not in METHODS:
-        raise ValueError(f"peft_type {config.get('peft_type')!r}; it must be one of {', '.join(METHODS)}")
+    checks.choice("peft_type", config.get("peft_type"), METHODS)
     kind: type[Saved] = METHODS[config["peft_type"]]
-    checks.integer("r", config.get("r"))
-    for key in kind.ALPHA:
-        checks.number(key, config.get(key))
-    if kind.SHARED:
-        checks.seed(config.get("projection_prng_key"))
-    for key in kind.FLAGS:
-        checks.choice(key, config.get(key), (None, True, False))
-    for key, allowed in kind.FIXED.items():
-        if config.get(key) and config[key] not in allowed:
-            raise ValueError(f"{key}: {config[key]!r} is not implemented; it must be false or left out")
+    for key, check in kind.SETTINGS.items():
+        check(key, config.get(key))
     checks.choice("bias", config.get("bias", "none"), ("none", "all", f"{config['peft_type'].lower()}_only"))
     return kind
 
@@ -110,12 +101,9 @@ def assemble(kind: type[Saved], config: Mapping[str, Any], tensors: Tensors, sha
             one: Array = shared.setdefault(last, x)
             if one is not x and not np.array_equal(one, x):
                 raise ValueError(f"{key}: differs from another {last}; all modules must share one")
-        elif _beside(name, x, config):
-            extra[key] = x
         else:
-            raise ValueError(
-                f"{key}: unknown; it must be the adapter's, a bias if 'bias' says so, or of modules_to_save"
-            )
+            _check_beside(key, name, x, config)
+            extra[key] = x
     first, second = learned.values()
     if not first or first.keys() != second.keys() or len(shared) == 1:
         needed = f"each module needs {' and '.join(kind.LEARNED.values())}, all of them {kind.SHARED} or neither"
@@ -127,15 +115,26 @@ def assemble(kind: type[Saved], config: Mapping[str, Any], tensors: Tensors, sha
     given: dict[str, Any] = {**learned, "config": config, "extra": extra, "shapes": known}
     if shared:
         given["bases"] = kind.bases_from_peft(*(shared[key] for key in kind.SHARED))
-    elif kind.SHARED and draw_dtype is None:
-        given["bases"] = None
     elif kind.SHARED:
         listed: Any = known.values() or shapes or ()
-        given["bases"] = kind.draw(config, list(listed), draw_dtype)
+        given["bases"] = None if draw_dtype is None else _draw(config, list(listed), draw_dtype)
     return kind(**given)
 
 
-def _beside(name: str, x: Array, config: Mapping[str, Any]) -> bool:
-    """Whether PEFT trains a tensor beside the adapter, or it counts something: an integer is no adapter's."""
+def _draw(config: Mapping[str, Any], shapes: list[Shape], draw_dtype: Any) -> Bases:
+    """RandLoRA's bases, bit for bit, from the seed that the configuration has."""
+    if config["peft_type"] != "RANDLORA":
+        raise ValueError("holds no bases; they must be saved (save_projection=True), for RandLoRA's alone are drawn")
+    if not shapes:
+        raise ValueError("holds no bases; shapes must list the (out, in) of every adapted layer")
+    kind: Kind = "very_sparse" if config.get("very_sparse") else "sparse" if config.get("sparse") else "dense"
+    seed, rank = config["projection_prng_key"], config["r"]
+    return draw_bases("peft", seed=seed, shapes=shapes, rank=rank, kind=kind, draw_dtype=draw_dtype)
+
+
+def _check_beside(key: str, name: str, x: Array, config: Mapping[str, Any]) -> None:
+    """A ValueError unless PEFT trains a tensor beside the adapter, or it counts something, as an adapter's never do."""
     bias = name.endswith(".bias") and config.get("bias", "none") != "none"
-    return bias or x.dtype.kind != "f" or any(f".{one}." in f".{name}" for one in config.get("modules_to_save") or ())
+    kept = any(f".{one}." in f".{name}" for one in config.get("modules_to_save") or ())
+    if not (bias or kept or x.dtype.kind != "f"):
+        raise ValueError(f"{key}: unknown; it must be the adapter's, a bias if 'bias' says so, or of modules_to_save")

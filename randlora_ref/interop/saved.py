@@ -7,25 +7,62 @@ arrays as they are here. Such layouts end in this file.
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self, cast
+from functools import partial
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from .. import arrays, checks
 from ..adapters import Adapter, LoRA, RandLoRA, VeRA
-from ..bases import Bases, Kind, draw_bases
+from ..bases import Bases
+from .tensors import Array
 
-Array = Any
 ByModule = Mapping[str, Array]
 Shape = tuple[int, int]
+Check = Callable[[str, Any], Any]  # of a key of PEFT's configuration, and its value or None
+LORA_STARTS = (True, "gaussian", "eva", "orthogonal")  # any other changes the base model's weights
 OTHER_LORAS = (  # settings of PEFT's LoRA under which it computes something else
     *("use_dora", "use_qalora", "use_bdlora", "lora_bias", "layer_replication", "trainable_token_indices"),
     *("target_parameters", "alora_invocation_tokens", "arrow_config", "kasa_config", "velora_config"),
     "monteclora_config",
 )
-LORA_STARTS = (True, "gaussian", "eva", "orthogonal")  # any other changes the base model's weights
+
+
+def flag(key: str, value: Any) -> None:
+    """A setting that is on or off, or left out."""
+    checks.choice(key, value, (None, True, False))
+
+
+def names(key: str, value: Any) -> None:
+    """A setting that lists names."""
+    if value and not isinstance(value, (list, tuple, set)):
+        raise ValueError(f"{key}: {value!r}; it must be a list of names")
+
+
+def left_out(others: tuple[Any, ...], key: str, value: Any) -> None:
+    """A setting that is false or left out, or one of ``others``: with any other value PEFT computes something else."""
+    if value and value not in others:
+        raise ValueError(f"{key}: {value!r} is not implemented; it must be false or left out")
+
+
+def by_pattern(check: Check, key: str, value: Any) -> None:
+    """A setting of some modules' own values, by regular expressions of names, whether a module needs it or not."""
+    if value and not isinstance(value, Mapping):
+        raise ValueError(f"{key}: {value!r}; it must be a mapping by regular expressions")
+    for pattern, own in (value or {}).items():
+        check(f"{key}[{pattern!r}]", own)
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{key}: {pattern!r}; it must be a regular expression: {error}") from None
+
+
+SETTINGS: Mapping[str, Check] = {"r": checks.integer, "fan_in_fan_out": flag, "modules_to_save": names}
+OF_SHARED = {"projection_prng_key": lambda key, value: checks.seed(value), "save_projection": flag}
+OF_LORA = {"init_lora_weights": partial(left_out, LORA_STARTS), **dict.fromkeys(OTHER_LORAS, partial(left_out, ()))}
+OWN = {"rank_pattern": partial(by_pattern, checks.integer), "alpha_pattern": partial(by_pattern, checks.number)}
 
 
 def natural(name: str) -> list[tuple[int, str]]:
@@ -43,9 +80,7 @@ class Saved(ABC):
 
     LEARNED: ClassVar[Mapping[str, str]]  # by field: how PEFT's keys of it end
     SHARED: ClassVar[tuple[str, ...]] = ()  # PEFT's keys of A and B, where the modules share them
-    ALPHA: ClassVar[tuple[str, ...]] = ()
-    FLAGS: ClassVar[tuple[str, ...]] = ("fan_in_fan_out", "save_projection")
-    FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # settings that must be false, or one of these
+    SETTINGS: ClassVar[Mapping[str, Check]]
 
     __repr__ = arrays.brief
     extra: Mapping[str, Array] = field(default_factory=dict, kw_only=True)
@@ -61,7 +96,7 @@ class Saved(ABC):
 
         Raises KeyError for a name that is not there, ValueError where ``shape``, arrays or settings do not fit.
         """
-        if name not in self.modules:
+        if name not in getattr(self, next(iter(self.LEARNED))):
             raise KeyError(f"name: {name!r}; it must be one of {', '.join(self.modules)}")
         out, in_ = shape or self.shapes.get(name) or self.possible_shapes(name)[1]
         own = {what: getattr(self, what)[name] for what in self.LEARNED}
@@ -88,8 +123,7 @@ class Saved(ABC):
         changed: dict[str, Any] = {what: {name: moved(x) for name, x in pairs} for what, pairs in named.items()}
         if self.SHARED:
             changed["bases"] = self.bases_from_peft(*map(moved, self.bases_to_peft()))
-        other: Self = replace(cast(Any, self), **changed)
-        return other
+        return replace(self, **changed)
 
     @abstractmethod
     def possible_shapes(self, name: str) -> tuple[Shape, Shape]:
@@ -106,16 +140,13 @@ class Saved(ABC):
     @classmethod
     def bases_from_peft(cls, A: Array, B: Array) -> Any:
         """The shared bases, of those in PEFT's layout."""
+        if A.ndim != 2 or B.ndim != 2:
+            raise ValueError(f"A {A.shape}, B {B.shape}; they must be (r, in) and (out, r)")
         return A, B
 
     def bases_to_peft(self) -> tuple[Array, ...]:
         """The shared bases in PEFT's layout, on the host."""
         return tuple(map(arrays.to_numpy, getattr(self, "bases", ())))
-
-    @classmethod
-    def draw(cls, config: Mapping[str, Any], shapes: list[Shape], draw_dtype: Any) -> Any:
-        """The bases that a folder does not hold, as PEFT draws them."""
-        raise ValueError(f"holds no {' and '.join(cls.SHARED)}; they must be saved (save_projection=True)")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -127,8 +158,7 @@ class PeftAdapter(Saved):
 
     LEARNED = {"lambda_": "randlora_lambda", "gamma": "randlora_gamma"}  # noqa: RUF012
     SHARED = ("randlora_A", "randlora_B")
-    ALPHA = ("randlora_alpha",)
-    FLAGS = (*Saved.FLAGS, "sparse", "very_sparse")
+    SETTINGS = {**SETTINGS, **OF_SHARED, "randlora_alpha": checks.number, "sparse": flag, "very_sparse": flag}  # noqa: RUF012
 
     bases: Bases
     lambda_: ByModule
@@ -155,24 +185,13 @@ class PeftAdapter(Saved):
         """A (r, 1, d) and B (D, n, r)."""
         return arrays.to_numpy(self.bases.A)[:, None, :], arrays.to_numpy(self.bases.B).transpose(1, 0, 2)
 
-    @classmethod
-    def draw(cls, config: Mapping[str, Any], shapes: list[Shape], draw_dtype: Any) -> Bases:
-        """Bit for bit, from the seed that the configuration has."""
-        if not shapes:
-            raise ValueError("holds no bases; shapes must list the (out, in) of every adapted layer")
-        kind: Kind = "very_sparse" if config.get("very_sparse") else "sparse" if config.get("sparse") else "dense"
-        drawn: dict[str, Any] = {"rank": config["r"], "kind": kind, "draw_dtype": draw_dtype}
-        return draw_bases("peft", seed=config["projection_prng_key"], shapes=shapes, **drawn)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PeftLoRA(Saved):
     """A saved LoRA adapter: ``A`` (r, in) and ``B`` (out, r) by module name; r and α may be a module's own."""
 
     LEARNED = {"A": "lora_A.weight", "B": "lora_B.weight"}  # noqa: RUF012
-    ALPHA = ("lora_alpha",)
-    FLAGS = ("fan_in_fan_out", "use_rslora")
-    FIXED = {"init_lora_weights": LORA_STARTS, **dict.fromkeys(OTHER_LORAS, ())}  # noqa: RUF012
+    SETTINGS = {**SETTINGS, **OF_LORA, **OWN, "lora_alpha": checks.number, "use_rslora": flag}  # noqa: RUF012
 
     A: ByModule
     B: ByModule
@@ -188,8 +207,8 @@ class PeftLoRA(Saved):
         for pattern, setting in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
             patterns = self.config.get(pattern) or {}  # the first that the end of the name is, from a dot on
             matching = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name))
-            own.append(checks.number(f"{pattern} of {name}", next(matching, self.config[setting])))
-        rank, alpha = int(own[0]), own[1]
+            own.append(next(matching, self.config[setting]))
+        rank, alpha = own
         if self.config.get("use_rslora"):  # s = α/√r
             alpha *= math.sqrt(rank)
         return LoRA(**given, rank=rank, alpha=alpha)
@@ -201,6 +220,7 @@ class PeftVeRA(Saved):
 
     LEARNED = {"lambda_b": "vera_lambda_b", "lambda_d": "vera_lambda_d"}  # noqa: RUF012
     SHARED = ("vera_A", "vera_B")
+    SETTINGS = {**SETTINGS, **OF_SHARED}  # noqa: RUF012
 
     bases: tuple[Array, Array]
     lambda_b: ByModule

@@ -92,6 +92,7 @@ def to_host(name: str, x: Any) -> Array:
     if hasattr(x, "detach"):  # PyTorch's, which need not be imported
         x = x.detach().cpu()
         x = (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy()
+    arrays.namespace_of(name, x)
     copied = np.array(arrays.to_numpy(x))
     check_finite(name, copied)
     return copied

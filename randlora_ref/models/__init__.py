@@ -11,6 +11,5 @@ from .vit import ViT, ViTConfig
 
 __all__ = [
     "CLIP", "GPT2", "CLIPConfig", "GPT2Config", "Gradients", "Llama", "LlamaConfig", "Model", "Module", "ViT",
-    "ViTConfig", "adapt", "initial_weights",
-    "layer_shapes",
+    "ViTConfig", "adapt", "initial_weights", "layer_shapes",
 ]  # fmt: skip

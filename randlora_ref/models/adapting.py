@@ -48,9 +48,9 @@ def adapt(
 
     Raises ValueError for an ending that no linear module has, for none at all, and for what the method does not have.
     """
-    kinds = {"model": Model | Config, "dialect": str | Dialect | None, "kind": str | numbers.Real | None}
-    for name, value in (("model", model), ("dialect", dialect), ("kind", kind)):
-        checks.instance(name, value, kinds[name])
+    checks.instance("model", model, Model | Config)
+    checks.instance("dialect", dialect, str | Dialect | None)
+    checks.instance("kind", kind, str | numbers.Real | None)
     checks.choice("dtype", dtype, (None, "float16", "float32", "float64"))
     checks.choice("method", method, METHODS)
     start, usual, takes = METHODS[method]
@@ -125,15 +125,15 @@ def chosen_modules(config: Config, modules: Iterable[str] | None) -> dict[str, t
     elif isinstance(modules, str):
         modules = [name for name in shapes if name != "lm_head"] if modules == "all-linear" else [modules]
     endings = list(modules) if isinstance(modules, Iterable) and not hasattr(modules, "ndim") else []
-    for end in endings:
-        if not isinstance(end, str):
-            raise ValueError(f"modules: {end!r}; it must be the name or the ending of a linear module's name")
     if not endings:
         raise ValueError(f"modules: {modules!r}; it must be a name or an ending of names, or list at least one")
-    named = {end: {name for name in shapes if f".{name}".endswith(f".{end}")} for end in endings}
-    for end in (end for end, names in named.items() if not names):
-        raise ValueError(f"modules: {end!r}; it must be the name or the ending of a linear module's name")
-    return {name: shape for name, shape in shapes.items() if any(name in names for names in named.values())}
+    chosen = set[str]()
+    for end in endings:
+        named = {name for name in shapes if isinstance(end, str) and f".{name}".endswith(f".{end}")}
+        if not named:
+            raise ValueError(f"modules: {end!r}; it must be the name or the ending of a linear module's name")
+        chosen |= named
+    return {name: shape for name, shape in shapes.items() if name in chosen}
 
 
 def initial_weights(config: Config, seed: int = 0, *, dtype: str = "float32") -> dict[str, Any]:

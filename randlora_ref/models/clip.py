@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 from .. import arrays, checks, nn
-from .causal import text_tower, text_tower_backward
 from .config import Allowed, Config, EncoderConfig, Module, Tower
 from .core import Array, Gradients, Model, ModelCache
-from .vit import image_tower, image_tower_backward
+from .towers import tower_backward, tower_forward
 
 NAMES = {
     "norm1": "layer_norm1", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
@@ -72,10 +71,8 @@ class CLIPConfig(Config):
     def _fields(cls, given: dict[str, Any]) -> dict[str, Any]:
         for key, kind in (("text_config", TextConfig), ("vision_config", VisionConfig)):
             name = key if given.get(f"{key}_dict") is None else f"{key}_dict"
-            try:
+            with checks.naming(name):
                 given[key] = kind.from_dict({} if given.get(name) is None else given[name])
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"{name}: {error}") from None
         return given
 
     def towers(self) -> tuple[Tower, Tower]:
@@ -113,7 +110,7 @@ class CLIP(Model):
         image_embeds, image_parts = self._encode_image(pixels)
         checks.shape("pixels", pixels, (ids.shape[0], *pixels.shape[1:]))
         loss, cache = nn.contrastive(text_embeds, image_embeds, self.parameters(TEMPERATURE)[0])
-        return loss, ModelCache(cache[0], cache, text_parts + image_parts)
+        return loss, ModelCache(cache[0], cache, (text_parts, image_parts))
 
     def encode_text(self, ids: Array, *, attention_mask: Array | None = None, embeddings: Array | None = None) -> Array:
         """Unit vectors (B, projection_dim) of texts, given as in ``forward``."""
@@ -131,43 +128,34 @@ class CLIP(Model):
             checks.shape(name, x, (*x.shape[:1], self.config.projection_dim))
         return xp.exp(scale) * (texts @ images.T)
 
-    def _encode_text(self, ids: Array, mask: Array | None, embeddings: Array | None) -> tuple[Array, tuple[Any, ...]]:
-        tower = self.towers[0]
-        self.check_text(tower, ids, attention_mask=mask, embeddings=embeddings)
-        tokens, pool = ids if embeddings is None else embeddings, self._end_of_text(ids)
-        return self._project(tower, *text_tower(self, tower, tokens, mask, pool))
+    def _encode_text(self, ids: Array, mask: Array | None, embeddings: Array | None) -> tuple[Array, Any]:
+        self.check_text(self.towers[0], ids, attention_mask=mask, embeddings=embeddings)
+        xp, end = self.xp, self.config.text_config.eos_token_id
+        tokens = ids if embeddings is None else embeddings
+        ids = arrays.astype(xp, ids, xp.int64)  # a narrow type may not hold the end's number
+        marks = ids if end == 2 else arrays.astype(xp, ids == end, xp.int64)  # 2 means: at the largest token
+        positions = xp.arange(ids.shape[1], **arrays.on(arrays.device_of(ids)))
+        pool = arrays.astype(xp, positions == xp.argmax(marks, axis=1)[:, None], getattr(xp, self.precision))
+        return self._encode(self.towers[0], tokens, pool[:, :, None], mask)
 
-    def _encode_image(self, pixels: Array) -> tuple[Array, tuple[Any, ...]]:
-        tower = self.towers[1]
-        self.check_images(tower, pixels)
-        return self._project(tower, *image_tower(self, tower, pixels))
+    def _encode_image(self, pixels: Array) -> tuple[Array, Any]:
+        self.check_images(self.towers[1], pixels)
+        return self._encode(self.towers[1], pixels)
 
-    def _project(self, tower: Any, hidden: Array, cache: Any) -> tuple[Array, tuple[Any, ...]]:
-        """Unit vectors (B, projection_dim) of what a tower gave, hidden (B, k), and the caches of all three steps."""
-        projected, head = self.linear(tower.outer["head"], hidden)
+    def _encode(self, tower: Tower, *given: Array) -> tuple[Array, Any]:
+        """Unit vectors (B, projection_dim) of what a tower makes of what it is ``given``, and both steps' caches."""
+        projected, of_tower = tower_forward(self, tower, *given)
         unit, norm = nn.normalize(projected)
-        return unit, (cache, head, norm)
+        return unit, (of_tower, norm)
 
     def backward(self, cache: ModelCache, *, weights: bool = False, inputs: bool = False) -> Gradients:
         """The gradients of L; ``weights`` adds every saved tensor's, ``inputs`` a ``CLIPInputs``."""
-        (texts, images), grads = self.towers, Gradients(weights)
-        text_cache, text_head, text_unit, image_cache, image_head, image_unit = cache.parts
-        d_text_embeds, d_image_embeds, d_log_scale = nn.contrastive_backward(cache.loss)
+        checks.instance("cache", cache, ModelCache)
+        grads, d_inputs = Gradients(weights), []
+        *d_units, d_log_scale = nn.contrastive_backward(cache.loss)  # of texts and of images (B, projection_dim)
         self.accumulate(TEMPERATURE, nn.LinearGrads(d_log_scale, None), grads)
-        d_projected = nn.normalize_backward(d_image_embeds, image_unit)
-        d_hidden = self.pull_back(nn.linear_backward, images.outer["head"], d_projected, image_head, grads)
-        d_pixels = image_tower_backward(self, images, d_hidden, image_cache, grads, inputs)
-        d_projected = nn.normalize_backward(d_text_embeds, text_unit)
-        d_hidden = self.pull_back(nn.linear_backward, texts.outer["head"], d_projected, text_head, grads)
-        d_embeddings = text_tower_backward(self, texts, d_hidden, text_cache, grads)
-        grads.inputs = CLIPInputs(d_embeddings, d_pixels) if inputs else None
+        for tower, d_unit, (of_tower, norm) in zip(self.towers, d_units, cache.parts, strict=True):
+            d_projected = nn.normalize_backward(d_unit, norm)
+            d_inputs.append(tower_backward(self, tower, d_projected, of_tower, grads, inputs))
+        grads.inputs = CLIPInputs(*d_inputs) if inputs else None
         return grads
-
-    def _end_of_text(self, ids: Array) -> Array:
-        """1 at the first end of text, or at the largest token where eos_token_id is 2, else 0: (B, T, 1)."""
-        xp, end = self.xp, self.config.text_config.eos_token_id
-        ids = arrays.astype(xp, ids, xp.int64)  # a narrow type may not hold the end's number
-        marks = ids if end == 2 else arrays.astype(xp, ids == end, xp.int64)
-        positions = xp.arange(ids.shape[1], **arrays.on(arrays.device_of(ids)))
-        pool = positions == xp.argmax(marks, axis=1)[:, None]
-        return arrays.astype(xp, pool, getattr(xp, self.precision))[:, :, None]

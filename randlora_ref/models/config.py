@@ -14,12 +14,11 @@ from typing import Any, ClassVar, NamedTuple, Self, get_args
 from .. import checks
 from ..nn import BlockSpec
 
-ACTIVATIONS = {  # the names of configurations, and ours
-    "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu",
-    "silu": "silu",
-}  # fmt: skip
+ACTIVATIONS = {name: name for name in ("gelu", "quick_gelu", "silu")}  # the names of configurations, and ours
+ACTIVATIONS |= {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 CHOICES = {"hidden_act": ACTIVATIONS, "activation_function": ACTIVATIONS}
 LIMITS = {"rope_theta": {"above": 0.0}}  # of a number; any other is 0 or more
+MOST = dict.fromkeys(("num_hidden_layers", "n_layer"), 4096)  # modules are listed, so a file's claim must be possible
 MULTIPLES = {  # a size, and what it must be a multiple of
     "hidden_size": "num_attention_heads",
     "num_attention_heads": "num_key_value_heads",
@@ -74,6 +73,7 @@ class Config:
     not negative, and a text is neither. NumPy's become Python's. ValueError names the key.
     """
 
+    BASE: ClassVar[str] = ""  # what names begin with in a whole model, and not in a checkpoint of its base
     FIXED: ClassVar[Allowed] = NONE  # keys that the model reads in one way only
     ALIASES: ClassVar[Mapping[str, str]] = NONE  # other spellings of keys, which `transformers` reads too
 
@@ -85,7 +85,7 @@ class Config:
         """
         if not isinstance(config, Mapping):
             raise TypeError(f"config: {config!r}; it must be a mapping of the keys of a config.json")
-        for key, allowed in cls.FIXED.items():
+        for key, allowed in {**cls.FIXED, "quantization_config": (None,)}.items():
             if key in config and config[key] not in allowed:
                 raise ValueError(f"{key}: {config[key]!r} is not implemented; it must be {allowed[0]!r} or left out")
         known = {one.name for one in fields(cls)}  # type: ignore[arg-type]
@@ -109,6 +109,8 @@ class Config:
             if expected is int:  # an id may count from the vocabulary's end
                 value = checks.integer(key, value, -getattr(self, "vocab_size", 0) if key.endswith("_id") else 1)
                 checks.room(key, max(value, 1))
+                if value > MOST.get(key, value):
+                    raise ValueError(f"{key}: {value}; it must be at most {MOST[key]}")
             elif expected is float:
                 value = checks.number(key, value, **LIMITS.get(key, {"least": 0.0}))
             elif not isinstance(value, expected):
@@ -145,9 +147,9 @@ class Config:
         """The tower of this configuration, whose ``head`` gives so many numbers.
 
         ``names``: of each role; of those in the blocks what follows "layers".i. ``biases``: the roles that have one,
-        beside a LayerNorm. ``bare``: those that are weights of no module, and of how many axes. ``saved_as``: what
-        parts of the names are where tensors are saved. ``transposed``: whether the blocks' weights are. ``kind``: what
-        else ``BlockSpec`` says.
+        beside a LayerNorm. ``bare``: those that are weights of no module, and of how many axes. ``saved_as``: names
+        that differ where tensors are saved. ``transposed``: whether the blocks' weights are. ``kind``: what else
+        ``BlockSpec`` says.
         """
         width, heads, count = (self.get(key) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
         hidden, activation = self.get("intermediate_size", "n_inner"), self.get("hidden_act", "activation_function")
@@ -161,20 +163,20 @@ class Config:
         in_blocks: dict[str, Any] = {"norm1": (width,), "norm2": (width,), **linear}
         shapes = in_blocks | {"head": (head, width), "position_embeddings": (positions, width)}
         shapes |= {"embed_tokens": (self.get("vocab_size"), width), "patch_embed": (width, channels, patch, patch)}
+        saved = {**names, **saved_as}
+        if self.get("tie_word_embeddings"):
+            saved["head"] = names["embed_tokens"]
 
-        def module(role: str, prefix: str = "") -> Module:
-            name = saved = prefix + names[role]
-            for part, other in saved_as.items():
-                saved = saved.replace(part, other)
+        def module(role: str, block: tuple[str, str] = ("", "")) -> Module:
             shape = shapes.get(role, (width,))
             shape = (1,) * (bare.get(role, 0) - len(shape)) + shape
             bias = spec.centred if "norm" in role else role in biases
             kinds = (role in (*linear, "head"), transposed and role in linear, role in bare)
-            return Module(name, shape, bias, *kinds, saved=saved)
+            return Module(block[0] + names[role], shape, bias, *kinds, saved=block[1] + saved[role])
 
         outer = {role: module(role) for role in names if role not in ("layers", *in_blocks)}
-        layers = tuple({role: module(role, f"{names['layers']}.{i}.") for role in in_blocks} for i in range(count))
-        return Tower(self, spec, outer, layers)
+        blocks = [(f"{names['layers']}.{i}.", f"{saved['layers']}.{i}.") for i in range(count)]
+        return Tower(self, spec, outer, tuple({role: module(role, block) for role in in_blocks} for block in blocks))
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,11 @@ Array = Any
 
 
 class ModelCache(NamedTuple):
-    """What ``forward`` leaves: ``logits``, the loss's cache (None without labels), and those of the model's parts."""
+    """What ``forward`` leaves: ``logits``, the loss's cache (None without labels), and those of the towers."""
 
     logits: Array
     loss: Any
-    parts: tuple[Any, ...]
-
-    def d_logits(self, through: Array | None = None) -> Array:
-        """∂L/∂logits as rows, or its product with ``through``. ValueError if there was no loss."""
-        if self.loss is None:
-            raise ValueError("cache: of a forward pass without labels; backward needs the loss")
-        return nn.cross_entropy_backward(self.loss, through=through)
+    parts: Any
 
 
 class Gradients(dict[str, Any]):
@@ -49,7 +43,6 @@ class Model:
     """
 
     CONFIG: ClassVar[type[Any]]
-    BASE: ClassVar[str] = ""  # what names begin with in a whole model, and not in a checkpoint of its base
 
     def __init__(self, config: Any, weights: Mapping[str, Array], adapters: Mapping[str, Any] | None = None) -> None:
         self.config = self.CONFIG.from_dict(config) if isinstance(config, Mapping) else config
@@ -63,15 +56,24 @@ class Model:
         self.towers: Any = self.config.towers()
         self.modules = {one.name: one for one in self.config.modules()}
         expected = {saved: shape for one in self.modules.values() for saved, shape in one.tensors.values()}
-        for what, names, there in (("missing", expected, self.weights), ("unknown", self.weights, expected)):
-            if odd := sorted(names.keys() - there):
-                reason = f"they must be those of {type(self).__name__}{checks.nearest(odd[0], there)}"
-                raise KeyError(f"weights: {what} {odd[0]!r}; {reason}")
+        for odd in sorted(expected.keys() - self.weights) or sorted(self.weights.keys() - expected):
+            what, there = ("missing", self.weights) if odd in expected else ("unknown", expected)
+            whose = f"they must be those of {type(self).__name__}{checks.nearest(odd, there)}"
+            raise KeyError(f"weights: {what} {odd!r}; {whose}")
         self.xp, self._like = checks.floats(**self.weights), next(iter(self.weights.values()))
         self.precision = checks.precision("weights", self._like)
         for name, shape in expected.items():
             checks.shape(name, self.weights[name], shape)
-        self._check_adapters()
+        linear = {name: one.shape for name, one in self.modules.items() if one.linear}
+        for name, adapter in self.adapters.items():
+            if name not in linear:
+                raise KeyError(f"adapters: {name!r}; it must be one of {', '.join(linear)}")
+            if isinstance(adapter, type) or not hasattr(adapter, "backward"):
+                raise TypeError(f"adapters[{name!r}]: {type(adapter).__name__}; it must be an adapter")
+            for learned in getattr(adapter, "LEARNED", ())[:1]:  # all of them are alike
+                checks.floats(weights=self._like, **{f"adapters[{name!r}]": getattr(adapter, learned)})
+            if tuple(adapter.shape) != linear[name]:
+                raise ValueError(f"adapters: {name!r} is of shape {adapter.shape}; it must be {linear[name]}")
 
     def __repr__(self) -> str:
         held = f"{len(self.weights)} weights in {self.precision}, {len(self.adapters)} adapters"
@@ -87,8 +89,7 @@ class Model:
         """
         config, tensors = load.config_of(cls.CONFIG, Path(folder) / "config.json"), read_checkpoint(Path(folder))
         with checks.naming(folder):
-            model: Self = load.build(cls, config, tensors, adapter, **made)
-        return model
+            return cls(*load.parts(config, tensors, adapter, **made))
 
     @classmethod
     def from_state_dict(
@@ -101,9 +102,8 @@ class Model:
         """
         config = load.config_of(cls.CONFIG, config)
         with checks.naming("state_dict"):
-            tensors, adapter = load.live_tensors(config, cls.BASE, state_dict, adapter)
-            model: Self = load.build(cls, config, tensors, adapter, **made)
-        return model
+            tensors, adapter = load.live_tensors(config, state_dict, adapter)
+            return cls(*load.parts(config, tensors, adapter, **made))
 
     def merge(self, dtype: str | None = None) -> dict[str, Array]:
         """The weights by saved name with every adapter's update in them, as `transformers` loads them.
@@ -119,8 +119,8 @@ class Model:
             if users.count(saved) > 1:
                 raise ValueError(f"{name}: shares {saved!r} with another module; its adapter must stay beside it")
             weight = adapter.merge(self.parameters(module)[0])
-            merged[saved] = self.xp.empty(shape, dtype=weight.dtype, **arrays.on(arrays.device_of(weight)))
-            merged[saved][...] = weight.T if module.transposed else weight  # laid out by rows, as files are
+            by_rows = self.xp.reshape(weight.T if module.transposed else weight, (-1,))  # laid out as files are
+            merged[saved] = self.xp.reshape(by_rows, shape)
         wanted = getattr(self.xp, dtype or self.precision)
         return {saved: arrays.astype(self.xp, x, wanted) for saved, x in merged.items()}
 
@@ -129,19 +129,6 @@ class Model:
         return type(self)(self.config, self.weights, adapters)
 
     # -- checks ----------------------------------------------------------------------------------------------
-
-    def _check_adapters(self) -> None:
-        """Their modules, kinds, library, precision and shapes."""
-        shapes = {name: one.shape for name, one in self.modules.items() if one.linear}
-        for name, adapter in self.adapters.items():
-            if name not in shapes:
-                raise KeyError(f"adapters: {name!r}; it must be one of {', '.join(shapes)}")
-            if isinstance(adapter, type) or not hasattr(adapter, "backward"):
-                raise TypeError(f"adapters[{name!r}]: {type(adapter).__name__}; it must be an adapter")
-            for learned in getattr(adapter, "LEARNED", ())[:1]:  # all of them are alike
-                checks.floats(weights=self._like, **{f"adapters[{name!r}]": getattr(adapter, learned)})
-            if tuple(adapter.shape) != shapes[name]:
-                raise ValueError(f"adapters: {name!r} is of shape {adapter.shape}; it must be {shapes[name]}")
 
     def check_text(self, tower: Tower, ids: Array, *, embeddable: bool = False, **others: Array | None) -> None:
         """Checks ids, labels and attention_mask (B, T), and embeddings (B, T, k); ``embeddable`` ids may be these."""
@@ -157,11 +144,10 @@ class Model:
                 checks.shape(name, x, (*ids.shape[:2], width) if name == embedded else tuple(ids.shape[:2]))
         if (mask := given["attention_mask"]) is not None and arrays.dtype_name(mask) != "bool":
             checks.integers("attention_mask", mask)
-        tokens, labels, positions = None if embedded == "ids" else ids, given.get("labels"), given.get("position_ids")
-        if positions is not None and "position_embeddings" not in tower.outer:
+        if given.get("position_ids") is not None and "position_embeddings" not in tower.outer:
             raise ValueError("position_ids: given; it must be left out, for rotary positions count by differences")
-        limits = {"labels": (labels, vocabulary, nn.IGNORED), "position_ids": (positions, longest, None)}
-        checks.index_range(ids=(tokens, vocabulary, None), **limits)
+        limits = {"ids": (vocabulary, None), "labels": (vocabulary, nn.IGNORED), "position_ids": (longest, None)}
+        checks.index_range(**{name: (given.get(name), *limits[name]) for name in limits if name != embedded})
 
     def check_images(self, tower: Tower, pixels: Array) -> None:
         """Checks pixels (B, C, H, W)."""
@@ -169,44 +155,18 @@ class Model:
         size, channels = tower.config.get("image_size"), tower.config.get("num_channels")
         checks.shape("pixels", pixels, (*pixels.shape[:1], channels, size, size))
 
-    # -- modules, blocks and the loss: each forward, and its backward below it --------------------------------
+    # -- modules and towers: each forward, and its backward below it -------------------------------------------
 
     def parameters(self, module: Module) -> tuple[Array, Array | None]:
         """(weight, bias or None) of a module, a linear weight as (out, in)."""
         weight, *bias = (self.weights[saved] for saved, _ in module.tensors.values())
         return weight.T if module.transposed else weight, bias[0] if bias else None
 
-    def linear(self, module: Module, x: Array) -> tuple[Array, Any]:
-        """A linear module outside the blocks."""
-        return nn.linear(x, *self.parameters(module), self.adapters.get(module.name))
-
-    def norm(self, module: Module, x: Array, spec: nn.BlockSpec) -> tuple[Array, Any]:
-        """A norm outside the blocks, of their kind."""
-        return (nn.layer_norm if spec.centred else nn.rms_norm)(x, *self.parameters(module), spec.eps)
-
     def pull_back(self, backward: Callable[..., Any], module: Module, dy: Array, cache: Any, grads: Gradients) -> Array:
         """∂L/∂x of a module whose ``backward`` is that of a linear layer or of a norm; its own go into ``grads``."""
         dx, values = backward(dy, cache, weight_grad=grads.weights is not None)
         self.accumulate(module, values, grads)
         return dx
-
-    def blocks(self, tower: Tower, x: Array, mask: Any = None, tables: Any = None) -> tuple[Array, list[Any]]:
-        """The blocks of a tower, one after the other, and the cache of each."""
-        caches = []
-        for layer in tower.layers:
-            parameters = {role: self.parameters(one) for role, one in layer.items()}
-            adapters = {role: self.adapters[one.name] for role, one in layer.items() if one.name in self.adapters}
-            x, cache = nn.block(x, tower.spec, parameters, adapters, mask, tables)
-            caches.append(cache)
-        return x, caches
-
-    def blocks_backward(self, tower: Tower, dy: Array, caches: list[Any], grads: Gradients) -> Array:
-        """∂L/∂x, from the last block to the first; their modules' gradients go into ``grads``."""
-        for layer, cache in zip(reversed(tower.layers), reversed(caches), strict=True):
-            dy, by_role = nn.block_backward(dy, cache, weight_grad=grads.weights is not None)
-            for role, values in by_role.items():
-                self.accumulate(layer[role], values, grads)
-        return dy
 
     def accumulate(self, module: Module, values: Any, grads: Gradients) -> None:
         """Lay down a module's gradients, ``values``: its adapter's or its bias's by its name, its tensors' by theirs.
@@ -222,11 +182,3 @@ class Model:
             value = getattr(values, part)
             value = self.xp.reshape(value.T if module.transposed and part == "weight" else value, shape)
             grads.weights[saved] = grads.weights[saved] + value if saved in grads.weights else value
-
-    def loss(self, logits: Array, labels: Array | None, *parts: Any) -> tuple[Array | None, ModelCache]:
-        """(L, cache) of logits (…, V), labels (…) and the caches of what came before; L is None without labels."""
-        if labels is None:
-            return None, ModelCache(logits, None, parts)
-        rows = arrays.as_rows(self.xp, logits)
-        loss, cache = nn.cross_entropy(rows, self.xp.reshape(labels, (-1,)), checked=True)
-        return loss, ModelCache(logits, cache, parts)

@@ -7,8 +7,8 @@ everywhere else a weight is (out, in). Saved names are module names.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .causal import CausalModel
 from .config import Allowed, Config, Tower
+from .towers import CausalModel
 
 NAMES = {
     "embed_tokens": "transformer.wte", "position_embeddings": "transformer.wpe", "layers": "transformer.h",
@@ -26,6 +26,7 @@ class GPT2Config(Config):
     spellings at once, and different, are refused (there the other name wins).
     """
 
+    BASE: ClassVar[str] = "transformer."
     FIXED: ClassVar[Allowed] = {
         "model_type": ("gpt2",), "add_cross_attention": (False,), "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,), "reorder_and_upcast_attn": (False,),
@@ -48,12 +49,10 @@ class GPT2Config(Config):
 
     def towers(self) -> tuple[Tower]:
         """The one that it is."""
-        saved_as = {NAMES["head"]: NAMES["embed_tokens"]} if self.tie_word_embeddings else {}
-        return (self.tower(NAMES, self.vocab_size, BIASES, saved_as=saved_as, transposed=True, fused=True),)
+        return (self.tower(NAMES, self.vocab_size, BIASES, transposed=True, fused=True),)
 
 
 class GPT2(CausalModel):
     """``GPT2LMHeadModel`` of ``transformers``, with adapters. See ``CausalModel.forward`` and ``backward``."""
 
     CONFIG = GPT2Config
-    BASE = "transformer."

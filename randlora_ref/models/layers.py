@@ -4,14 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import checks
-from .clip import CLIP
-from .core import Model
-from .gpt2 import GPT2
-from .llama import DEFAULTS, Llama
+from . import clip, gpt2, llama, vit
 from .load import config_of, read_config, shapes_of
-from .vit import ViT
 
-KINDS: dict[Any, type[Model]] = {"gpt2": GPT2, **dict.fromkeys(DEFAULTS, Llama), "vit": ViT, "clip": CLIP}
+KINDS: dict[Any, Any] = dict.fromkeys(llama.DEFAULTS, llama.LlamaConfig)
+KINDS |= {"gpt2": gpt2.GPT2Config, "vit": vit.ViTConfig, "clip": clip.CLIPConfig}
 
 
 def layer_shapes(base: Any) -> dict[str, tuple[int, int]]:
@@ -23,4 +20,4 @@ def layer_shapes(base: Any) -> dict[str, tuple[int, int]]:
     name = read_config(base).get("model_type")
     with checks.naming(base if isinstance(base, (str, Path)) else "base"):
         checks.choice("model_type", name, KINDS)
-    return shapes_of(config_of(KINDS[name].CONFIG, base), KINDS[name].BASE)
+    return shapes_of(config_of(KINDS[name], base))

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from .. import checks
 from ..nn.rotary import RotaryScaling, read_scaling
-from .causal import CausalModel
 from .config import Allowed, Config, Tower
+from .towers import CausalModel
 
 NAMES = {
     "embed_tokens": "model.embed_tokens", "layers": "model.layers", "norm": "model.norm", "head": "lm_head",
@@ -15,13 +15,11 @@ NAMES = {
     "o": "self_attn.o_proj", "norm2": "post_attention_layernorm", "gate": "mlp.gate_proj", "up": "mlp.up_proj",
     "down": "mlp.down_proj",
 }  # fmt: skip
-DEFAULTS: dict[str, dict[str, Any]] = {  # by model_type: the models that compute this, where theirs are not Llama's
+DEFAULTS: dict[str, dict[str, int]] = {  # by model_type, of the models that compute this: where theirs are not Llama's
     "llama": {},
-    "mistral": {
-        "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096
-    },
+    "mistral": {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072},
     "qwen2": {"vocab_size": 151936, "intermediate_size": 22016, "max_position_embeddings": 32768},
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,7 @@ class LlamaConfig(Config):
     one counts from the end.
     """
 
+    BASE: ClassVar[str] = "model."
     ALIASES: ClassVar[dict[str, str]] = {"rope_parameters": "rope_scaling"}
     FIXED: ClassVar[Allowed] = {"partial_rotary_factor": (None, 1.0), "pretraining_tp": (1,)}
     vocab_size: int = 32000
@@ -62,7 +61,8 @@ class LlamaConfig(Config):
         kind = given.setdefault("model_type", "llama")
         checks.choice("model_type", kind, DEFAULTS)
         given = super()._fields(DEFAULTS[kind] | given)
-        window = given.get("sliding_window") if kind == "mistral" or given.get("use_sliding_window") else None
+        used = kind == "mistral" or given.get("use_sliding_window")
+        window = given.get("sliding_window", 4096) if used else None  # 4096 where a file leaves it out
         if window is not None or set(given.get("layer_types") or ()) - {"full_attention"}:
             raise ValueError(f"sliding_window: {window!r} is not implemented; it must be None, or not used")
         return given
@@ -79,8 +79,7 @@ class LlamaConfig(Config):
         """The one that it is."""
         attention = "qkv" if self.model_type == "qwen2" else "qkvo" * self.attention_bias
         biases = (*attention, *("gate", "up", "down") * self.mlp_bias)
-        saved_as = {NAMES["head"]: NAMES["embed_tokens"]} if self.tie_word_embeddings else {}
-        tower = self.tower(NAMES, self.vocab_size, biases, saved_as=saved_as, centred=False, gated=True)
+        tower = self.tower(NAMES, self.vocab_size, biases, centred=False, gated=True)
         if (width := tower.spec.head_width) % 2:
             raise ValueError(f"head_dim: {width}; it must be even, for its coordinates are turned in pairs")
         if self.pad_token_id is not None and self.pad_token_id >= self.vocab_size:
@@ -92,4 +91,3 @@ class Llama(CausalModel):
     """``LlamaForCausalLM`` of ``transformers``, with adapters, its Mistral and Qwen2 too. See ``CausalModel``."""
 
     CONFIG = LlamaConfig
-    BASE = "model."

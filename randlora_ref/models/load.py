@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from .. import arrays, checks
+from ..adapters import Adapter
 from ..interop.peft import PREFIX, assemble, check_config, read_peft
 from ..interop.saved import Saved
-from ..interop.tensors import Tensors, read_json, to_host
+from ..interop.tensors import Array, Tensors, read_json, to_host
 from .config import Config, Module
 
-Array = Any
 ADAPTER = re.compile(r"(^|\.)(randlora|lora|vera)_")  # tensors of an adapter in a live state dict
 BUFFERS = re.compile(r"\.attn\.(bias|masked_bias)$|(^|\.)(inv_freq|original_inv_freq|position_ids)$")  # no weights
 WRAPPED = re.compile(r"\.(base_layer|original_module|modules_to_save(\.default)?)(?=\.)")  # PEFT's part of a name
@@ -45,36 +45,33 @@ def config_of(kind: type[Any], config: Any) -> Any:
         return kind.from_dict(keys)
 
 
-def modules_of(config: Config, base: str) -> dict[str, Module]:
-    """The modules by every name that they go by. ``base``: the prefix of a whole model, which a base model has not."""
+def modules_of(config: Config) -> dict[str, Module]:
+    """The modules by every name that they go by, with the prefix of a whole model and, as base models have, without."""
     modules = list(config.modules())
     own = {one.name for one in modules}
     pairs = [(name, one) for one in modules for name in (one.name, one.saved) if name == one.name or name not in own]
-    return {name.removeprefix(prefix): one for prefix in ("", base) for name, one in pairs}
+    return {name.removeprefix(prefix): one for prefix in ("", config.BASE) for name, one in pairs}
 
 
-def shapes_of(config: Config, base: str) -> dict[str, tuple[int, int]]:
+def shapes_of(config: Config) -> dict[str, tuple[int, int]]:
     """The (out, in) of every linear module, by every name that it goes by."""
-    return {name: one.shape[:2] for name, one in modules_of(config, base).items() if one.linear}  # type: ignore[misc]
+    return {name: one.shape[:2] for name, one in modules_of(config).items() if one.linear}  # type: ignore[misc]
 
 
-def gather(tensors: Mapping[str, Array], config: Config, base: str) -> Tensors:
+def gather(tensors: Mapping[str, Array], config: Config) -> Tensors:
     """``tensors`` by saved name, without buffers.
 
     ValueError for two names of one that hold different numbers, and for one that is not of floats.
     """
-    names = {
-        name if one.bare else f"{name}.{part}": saved
-        for name, one in modules_of(config, base).items()
-        for part, (saved, _) in one.tensors.items()
-    }
-    found = Tensors()
+    names, found = dict[str, str](), Tensors()
+    for name, one in modules_of(config).items():
+        names |= {name if one.bare else f"{name}.{part}": saved for part, (saved, _) in one.tensors.items()}
     for key, x in tensors.items():
         own = own_name(key)
         if own not in names and BUFFERS.search(own):
             continue
-        one: Array = found.setdefault(names.get(own, own), x)
-        if one is not x and not np.array_equal(one, x):
+        first: Array = found.setdefault(names.get(own, own), x)
+        if first is not x and not np.array_equal(first, x):
             raise ValueError(f"{key!r} differs from another name of {names.get(own)!r}; they must be equal")
         if x.dtype.kind != "f":
             raise ValueError(f"{key!r} of dtype {x.dtype}; it must be of floats")
@@ -86,52 +83,52 @@ def own_name(key: str) -> str:
     return WRAPPED.sub("", key.removeprefix(f"{PREFIX}model."))
 
 
-def live_tensors(config: Any, base: str, state_dict: Mapping[str, Any], adapter: Any) -> tuple[Tensors, Any]:
+def live_tensors(config: Config, state_dict: Mapping[str, Any], adapter: Any) -> tuple[Tensors, Any]:
     """The weights of a live state dict, and the ``adapter``: the one given, or that of PEFT's configuration.
 
     ValueError for an adapter's tensors with neither.
     """
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"{type(state_dict).__name__}; it must be a mapping of tensors by name")
-    live = {key: to_host(key, x) for key, x in state_dict.items()}
+    live = {str(key): to_host(str(key), x) for key, x in state_dict.items()}
     own = {key.replace(".default", ""): live.pop(key) for key in list(live) if ADAPTER.search(key)}
     if own and adapter is None:
         raise ValueError(f"{min(own)!r} is an adapter's; adapter must be its configuration or its folder")
     if hasattr(adapter, "to_dict") or isinstance(adapter, Mapping):
         settings = read_config(adapter)
-        adapter = assemble(check_config(settings), settings, own, shapes_of(config, base), "bfloat16")
+        adapter = assemble(check_config(settings), settings, own, shapes_of(config), "bfloat16")
     return live, adapter
 
 
-def build(
-    kind: Any, config: Any, tensors: Tensors, adapter: Any, dtype: Any = None, xp: Any = np, device: Any = None
-) -> Any:
-    """The model of ``kind`` with weights ``tensors``, and with an adapter that is saved in a folder, or read."""
+def parts(
+    config: Config, tensors: Tensors, adapter: Any, dtype: Any = None, xp: Any = np, device: Any = None
+) -> tuple[Config, Tensors, dict[str, Adapter]]:
+    """What a model is made of: ``tensors`` as its weights, and an adapter that is saved in a folder, or read."""
     checks.choice("dtype", dtype, (None, "float32", "float64"))
-    shapes, modules, adapters = shapes_of(config, kind.BASE), modules_of(config, kind.BASE), {}
+    shapes, modules, adapters = shapes_of(config), modules_of(config), {}
     saved: Saved | None = read_peft(adapter, shapes) if isinstance(adapter, (str, Path)) else adapter
     trained = {key: x for key, x in tensors.items() if ".modules_to_save." in key}
-    weights = gather({key: x for key, x in tensors.items() if key not in trained}, config, kind.BASE)
+    weights = gather({key: x for key, x in tensors.items() if key not in trained}, config)
     learned = [] if saved is None else [x for field in saved.LEARNED for x in getattr(saved, field).values()]
     widest = "float64" if "float64" in map(arrays.dtype_name, (*weights.values(), *learned)) else "float32"
     with checks.naming(adapter if isinstance(adapter, (str, Path)) else "adapter"):
         if saved is not None:
             saved, trained = saved.to(dtype or widest, xp, device), {**trained, **saved.extra}
             adapters = {modules[name].name: saved.layer(name, shapes[name]) for name in saved.modules}
-        config, weights = trained_beside(kind.BASE, config, weights, trained)
+        config, weights = trained_beside(config, weights, trained)
     weights = {key: arrays.from_numpy(xp, x.astype(dtype or widest, copy=False), device) for key, x in weights.items()}
-    return kind(config, weights, adapters)
+    return config, weights, adapters
 
 
-def trained_beside(base: str, config: Any, weights: Tensors, extra: Mapping[str, Array]) -> tuple[Any, Tensors]:
+def trained_beside(config: Any, weights: Tensors, extra: Mapping[str, Array]) -> tuple[Any, Tensors]:
     """The configuration and the weights with what was trained beside an adapter in place of what is untrained.
 
     A head, or its table, that was trained by itself is tied to the other no longer.
     """
     trained = {key: arrays.to_numpy(x) for key, x in extra.items() if ".original_module." not in key}
     trained = {key: x for key, x in trained.items() if x.dtype.kind == "f"}  # a counter is no weight
-    if getattr(config, "tie_word_embeddings", False):
+    if config.get("tie_word_embeddings"):
         head, table = (f"{config.towers()[0].outer[role].name}.weight" for role in ("head", "embed_tokens"))
-        if {head, table, table.removeprefix(base)} & set(map(own_name, trained)):
+        if {head, table, table.removeprefix(config.BASE)} & set(map(own_name, trained)):
             config, weights = replace(config, tie_word_embeddings=False), {**weights, head: weights[table]}
-    return config, weights | gather(trained, config, base)
+    return config, weights | gather(trained, config)

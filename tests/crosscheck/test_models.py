@@ -352,6 +352,8 @@ PLAIN = {"hidden_size": 96, "vocab_size": 50, "num_attention_heads": 4, "eos_tok
         (models.LlamaConfig, {"rope_scaling": LLAMA3, "pad_token_id": 3}),
         (models.LlamaConfig, {"rope_scaling": LLAMA3 | {"rope_theta": 9.0}, "max_position_embeddings": 64}),
         (models.LlamaConfig, {"rope_scaling": {key: LLAMA3[key] for key in list(LLAMA3)[:4]}}),
+        (models.LlamaConfig, {"model_type": "mistral", "sliding_window": None}),
+        (models.LlamaConfig, {"model_type": "qwen2", "tie_word_embeddings": True, "num_key_value_heads": 2}),
         (models.ViTConfig, {}),
         (models.ViTConfig, {"id2label": {"0": "a", "1": "b", "2": "c"}}),
         (models.CLIPConfig, {}),
@@ -364,7 +366,8 @@ PLAIN = {"hidden_size": 96, "vocab_size": 50, "num_attention_heads": 4, "eos_tok
 def test_configurations_are_read_alike(ours: Any, keys: dict[str, Any]) -> None:
     """Every field of ours has the value that theirs has, or its default where theirs has none."""
     transformers = pytest.importorskip("transformers")
-    expected = getattr(transformers, ours.__name__).from_dict(keys)
+    theirs = {"mistral": "MistralConfig", "qwen2": "Qwen2Config"}.get(keys.get("model_type", ""), ours.__name__)
+    expected = getattr(transformers, theirs).from_dict(keys)
     flat = fields_of(expected)
     for key, value in fields_of(ours.from_dict(keys)).items():
         if key == "rope_theta":
@@ -377,8 +380,10 @@ def test_configurations_are_read_alike(ours: Any, keys: dict[str, Any]) -> None:
             assert (value is None) == (expected.rope_parameters["rope_type"] == "default")
         elif key in ("num_labels", "model_type"):
             assert value == getattr(expected, key)
+        elif theirs in ("MistralConfig", "Qwen2Config") and key in ("attention_bias", "mlp_bias"):
+            assert value is False
         else:
-            assert flat[key] == value or value is None, key
+            assert value is None or flat[key] == value, key
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "llama tied", "vit", "clip"])

@@ -120,7 +120,7 @@ def test_bfloat16_is_widened_by_bits(adapter: PeftAdapter, tmp_path: Path) -> No
         (
             "adapter_config.json",
             json.dumps({**CONFIG, "peft_type": "IA3"}).encode(),
-            "peft_type 'IA3'; it must be one of",
+            "peft_type: 'IA3'; it must be one of",
         ),
         ("adapter_config.json", json.dumps({**CONFIG, "r": "2"}).encode(), "r: '2'; it must be a positive integer"),
         ("adapter_config.json", None, "it must be PEFT's adapter configuration"),

@@ -111,11 +111,14 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [  # met
     ("randlora", {}, {"bias": "lora_only"}, "bias: 'lora_only'; it must be one of none, all, randlora_only"),
     ("lora", {f"{KEY}.lora_magnitude_vector": np.ones(6)}, {}, "lora_magnitude_vector: unknown"),
     ("lora", {}, {"use_dora": True}, "use_dora: True is not implemented"),
+    ("lora", {}, {"rank_pattern": [1]}, r"rank_pattern: \[1\]; it must be a mapping"),
+    ("lora", {}, {"alpha_pattern": {"(": 1}}, r"alpha_pattern: .* a regular expression: missing"),
+    ("vera", {"base_model.vera_A": np.ones(3)}, {}, r"A \(3,\), B \(9, 3\); they must be \(r, in\)"),
     ("lora", {}, {"init_lora_weights": "pissa"}, "init_lora_weights: 'pissa' is not implemented"),
     ("lora", {f"{KEY}.lora_A.weight": np.ones((3, 8, 1, 1))}, {}, r"\(3, 8, 1, 1\); it must be .* a matrix"),
     ("vera", {f"{KEY}.vera_lambda_b": np.ones((6, 1))}, {}, r"vera_lambda_b \(6, 1\); it must"),
-    ("vera", {"base_model.vera_A": None, "base_model.vera_B": None}, {}, "vera_A and vera_B; they must be saved"),
-    ("vera", {}, {"peft_type": "IA3"}, "peft_type 'IA3'; it must be one of RANDLORA, LORA, VERA"),
+    ("vera", {"base_model.vera_A": None, "base_model.vera_B": None}, {}, "holds no bases; they must be saved"),
+    ("vera", {}, {"peft_type": "IA3"}, "peft_type: 'IA3'; it must be one of RANDLORA, LORA, VERA"),
 ]
 
 

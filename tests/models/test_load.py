@@ -318,3 +318,15 @@ def test_the_readmes_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert known["cache"].logits.shape == (3, 6, 13)
     assert known["grads"]["transformer.h.0.attn.c_attn"].lambda_.shape == (4, 3)
     assert known["merged"].keys() == known["model"].weights.keys()
+
+
+def test_an_adapter_of_a_vit_by_its_old_names(tmp_path: Path) -> None:
+    """As adapters are named that were trained before `transformers` renamed the modules."""
+    kind, folder, _, given = checkpoint(tmp_path, "ViT")
+    t = folders.tensors("lora", {"vit.encoder.layer.1.attention.attention.query": (15, 15)})
+    parts = "encoder.layer.1.attention.attention.query", "layers.1.attention.q_proj"
+    new = {key.replace(*parts): x for key, x in t.items()}
+    old = kind.from_pretrained(folder, adapter=folders.adapter(tmp_path / "old", "lora", t))
+    read = kind.from_pretrained(folder, adapter=folders.adapter(tmp_path / "new", "lora", new))
+    assert old.adapters.keys() == read.adapters.keys() == {"vit.layers.1.attention.q_proj"}
+    np.testing.assert_array_equal(logits(old, given), logits(read, given))

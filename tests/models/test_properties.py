@@ -61,8 +61,9 @@ def test_models(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", models.KINDS)
+@pytest.mark.parametrize("library", ["strict", pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True)
 def test_every_array_library(library: Any, name: str) -> None:
-    """The same on every library and device, in float64 and float32."""
+    """The same on every other library than NumPy's, which ``test_models`` has, and on its device."""
     backend = Backend(library.xp, library.device)
 
     @settings(max_examples=2)

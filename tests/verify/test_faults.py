@@ -130,22 +130,6 @@ exact GELU in GPT-2
 eps tenfold
     spec = BlockSpec(*sizes, eps,
     spec = BlockSpec(*sizes, 10 * eps,
-models/causal.py: models
-labels not shifted
-    [labels[:, 1:], xp.full_like(labels[:, :1], nn.IGNORED)]
-    [labels[:, :1], labels[:, 1:]]
-positions from the table's end
-    (tower.outer["position_embeddings"])[0][:length, :]
-    (tower.outer["position_embeddings"])[0][-length:, :]
-every text padded as the first
-    causal=True, mask=attention_mask)
-    causal=True, mask=None if attention_mask is None else attention_mask[:1])
-the padding token learns from the lookup
-    if lookup is not None and pad is not None:
-    if False:
-the head's gradient twice where the head's own is not asked for
-    cache.d_logits(self.parameters(
-    2 * cache.d_logits(self.parameters(
 models/clip.py: models
 the end of text not at the largest token
     marks = ids if end == 2 else
@@ -157,8 +141,8 @@ the temperature's gradient twice
     nn.LinearGrads(d_log_scale, None)
     nn.LinearGrads(2 * d_log_scale, None)
 the mask without effect
-    text_tower(self, tower, tokens, mask, pool)
-    text_tower(self, tower, tokens, None, pool)
+    pool[:, :, None], mask)
+    pool[:, :, None])
 models/core.py: models
 a gradient laid down as (out, in) that is saved as (in, out)
     value.T if module.transposed and part == "weight" else value
@@ -174,22 +158,38 @@ models/llama.py: models
 scaled angles not read
     read_scaling(given, self.max_position_embeddings)
     None
+models/towers.py: models
+labels not shifted
+    [labels[:, 1:], xp.full_like(labels[:, :1], nn.IGNORED)]
+    [labels[:, :1], labels[:, 1:]]
+positions from the table's end
+    tensors["position_embeddings"][0])[:size, :]
+    tensors["position_embeddings"][0])[-size:, :]
+every text padded as the first
+    causal=True, mask=mask)
+    causal=True, mask=None if mask is None else mask[:1])
+the padding token learns from the lookup
+    if pad is not None:
+    if False:
+the head's gradient twice where the head's own is not asked for
+    through=None if learned else weight
+    through=None if learned else 2 * weight
+the images' norm with the texts' eps
+    norm(x, *tensors["pre_norm"], spec.eps)
+    norm(x, *tensors["pre_norm"], model.towers[0].spec.eps)
+the class token's output from the last patch
+    x = x[:, 0, :]
+    x = x[:, -1, :]
+the class token's gradient from the last patch
+    d_rows[0, :]
+    d_rows[-1, :]
+the gradients of positions and class token, means over the batch
+    d_rows = xp.sum(dx, axis=0)
+    d_rows = xp.mean(dx, axis=0)
 models/vit.py: models
 the names under which queries and keys are saved, exchanged
-    "q_proj": "attention.query", "k_proj": "attention.key"
-    "q_proj": "attention.key", "k_proj": "attention.query"
-the images' norm with the texts' eps
-    model.norm(tower.outer["pre_norm"], x, spec)
-    model.norm(tower.outer["pre_norm"], x, model.towers[0].spec)
-the class token's output from the last patch
-    x[:, 0, :], spec)
-    x[:, -1, :], spec)
-the class token's gradient from the last patch
-    nn.LinearGrads(d_positions[0, :], None)
-    nn.LinearGrads(d_positions[-1, :], None)
-the gradients of an image's positions and class token, means over the batch
-    d_positions = xp.sum(dx, axis=0)
-    d_positions = xp.mean(dx, axis=0)
+    "q": "attention.attention.query", "k": "attention.attention.key"
+    "q": "attention.attention.key", "k": "attention.attention.query"
 adapters/base.py: nn
 ∂L/∂b a mean
     d_bias = xp.sum(dy, axis=0)
