@@ -28,22 +28,23 @@ def pattern(inside: Sequence[Verdict], among: Sequence[Verdict]) -> str:
 
     Cases in which little can show, of Λ = 0 or of no rows, are not counted among the others.
     """
-    outside = [one for one in among if one not in inside and not {"start", "empty batch"} & {*one.case.notes}]
+    known = {id(one) for one in inside}  # verdicts that are alike are not the same
+    outside = [one for one in among if id(one) not in known and not {"start", "empty batch"} & {*one.case.notes}]
     rows = [features(one.case) for one in (*inside, *outside)]
     names = sorted(set().union(*rows))
     rows = [row | {f"not {name}" for name in names if name not in row} for row in rows]
     words = [*names, *(f"not {name}" for name in names)]
     held = [word for word in words if all(word in row for row in rows[: len(inside)])]
-    others, chosen = rows[len(inside) :], list[str]()
-    while held and others and len(chosen) < 3:
-        best = min(held, key=lambda word: sum(word in row for row in others))
-        if all(best in row for row in others):
+    left, chosen = rows[len(inside) :], list[str]()
+    while held and left and len(chosen) < 3:
+        best = min(held, key=lambda word: sum(word in row for row in left))
+        if all(best in row for row in left):
             break
-        chosen, others = [*chosen, best], [row for row in others if best in row]
-    if len(others) > len(outside) / 2:
+        chosen, left = [*chosen, best], [row for row in left if best in row]
+    if len(left) > len(outside) / 2:
         return "cases that have nothing of their own in common"
     text = f"every case that is {', '.join(chosen)}" if chosen else "every case"
-    return text + f", but for {len(others)} that are so too" * bool(others)
+    return text + f", but for {len(left)} that are so too" * bool(left)
 
 
 def instead(verdict: Verdict) -> str:

@@ -222,6 +222,18 @@ def test_errors_are_told_by_what_they_share() -> None:
     assert plain.diagnosis == "raises ZeroDivisionError: division by zero: every case that is no bias"
 
 
+def test_a_case_may_be_asked_twice() -> None:
+    """Its verdicts are alike, and hold arrays, of which no one truth can be told; where it raises, too."""
+
+    def run(case: Case) -> Mapping[str, Any]:
+        if case.bias is None:
+            raise RuntimeError("no bias")
+        return crossed(case)
+
+    once, twice = (check(run, cases=cases).diagnosis for cases in (ASKED[::3], ASKED[::3] * 2))
+    assert once == twice == "crossed pairing; raises RuntimeError: no bias: every case that is no bias"
+
+
 def test_rounding_where_integers_are_exact_is_no_deviation() -> None:
     report = check(lambda case: {k: x * (1 + 2.0**-52) for k, x in reference(case).items()}, ["layer"])
     assert report.diagnosis == "rounded where integers are exact"
