@@ -36,7 +36,7 @@ class Failure:
     case: Case
     mismatches: tuple[Mismatch, ...]
     reproduce: str
-    instead: str = ""
+    raised: str = ""
     find: Causes = field(default=dict, repr=False)
 
     @property
@@ -47,8 +47,8 @@ class Failure:
 
     def lines(self) -> list[str]:
         """Case, clause and flags; the first wrong results, or the error; the diagnosis; the command that repeats it."""
-        lines = [self.instead] if self.instead else [mismatch.line() for mismatch in self.mismatches[:SHOWN_RESULTS]]
-        if not self.instead and (rest := self.mismatches[SHOWN_RESULTS:]):
+        lines = [self.raised] if self.raised else [mismatch.line() for mismatch in self.mismatches[:SHOWN_RESULTS]]
+        if not self.raised and (rest := self.mismatches[SHOWN_RESULTS:]):
             lines.append(f"wrong as well: {', '.join(mismatch.tensor for mismatch in rest)}")
         if self.case.kind == "block":
             lines.append("limit: u·max(2¹⁰·largest of the tensor, largest of the case)")
