@@ -24,11 +24,13 @@ entries), types that the array library does not have (bfloat16), and bytes in an
 """
 
 import difflib
+import errno
 import math
 import numbers
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -318,8 +320,15 @@ def sizes(out_features: Any, in_features: Any, rank: Any = 1) -> tuple[int, int,
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Text
+# Texts and files
 # ---------------------------------------------------------------------------------------------------------
+
+
+def regular_file(path: Path) -> Path:
+    """``path``; an OSError for a pipe or a device, whose end would be waited for. What is not there is not judged."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    return path
 
 
 def printable(text: str) -> str:

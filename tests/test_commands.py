@@ -232,3 +232,16 @@ def test_progress_is_for_long_work_on_a_terminal(capsys: Any, monkeypatch: pytes
         err = capsys.readouterr().err
         assert (err == "\r\x1b[Kwork, 50 %\r\x1b[K") == wanted
         assert bool(err) == wanted
+
+
+@pytest.mark.parametrize("arguments", [("check", "x.json"), ("rank", "x.npz"), ("rank", "."), ("count", ".")])
+def test_a_pipe_in_place_of_a_file_is_refused(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: tuple[str, str]
+) -> None:
+    """Nobody may ever write into it, so nothing waits for its end."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.json", "x.npz", "adapter_config.json"):
+        os.mkfifo(name)
+    status, out, err = run(capsys, *arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "no regular file" in err

@@ -240,7 +240,7 @@ def _content(path: Path, known: str) -> dict[str, Any]:
 def read_file(path: Path) -> bytes:
     """A file's bytes, one more than ``parse`` takes at most; ValueError where it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with checks.regular_file(path).open("rb") as file:
             return file.read(MOST_BYTES + 1)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; it must be a file of {FORMAT}") from None

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import arrays
+from .. import arrays, checks
 
 Array = Any
 Tensors = dict[str, Any]  # NumPy's, by name
@@ -31,7 +31,7 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """The JSON object in a file. ValueError that names the file, and ``what`` it must be."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
+        found = json.loads(checks.regular_file(path).read_text(encoding="utf-8"), object_pairs_hook=once)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}; it must be {what}") from None
     if not isinstance(found, dict):
@@ -46,7 +46,7 @@ def read_tensors(path: Path) -> Tensors:
     """
     name, tensors = "header", Tensors()
     try:
-        with path.open("rb") as file:
+        with checks.regular_file(path).open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             left = path.stat().st_size - 8 - size
             header = json.loads(file.read(size) if left >= 0 else "", object_pairs_hook=once)

@@ -10,7 +10,6 @@ GPT-2 code reshapes its sum: ((Reshaped(sum, (out, in)),),).
 
 import hashlib
 import math
-import stat
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -118,8 +117,7 @@ def load_factors(path: str | Path) -> Sum:
     No pickle is read, so a file can run no code. Raises ValueError, in one line, for what cannot be read.
     """
     try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):
-            raise ValueError("it is no regular file")
+        checks.regular_file(Path(path))
         with zipfile.ZipFile(path) as packed, np.load(path, allow_pickle=False) as archive:
             if (size := sum(one.file_size for one in packed.infolist())) > MOST_BYTES:
                 raise ValueError(f"it unpacks to {size} bytes; at most {MOST_BYTES} are read")
