@@ -65,11 +65,11 @@ def figure_of(name: str, rows: Rows) -> Any:
     figure = Figure(figsize=(max(6, 3 * len(groups)), 6.2), layout="constrained")
     panels = figure.subplots(2, len(groups), squeeze=False)
     for i, ((task, steps), results) in enumerate(groups):
+        panels[1][i].sharey(panels[0][i])  # before anything is drawn, so that both have room for all of it
         draw_methods(panels[0][i], results)
         draw_grid(panels[1][i], results)
         panels[0][i].set_title(f"{task}, {steps} steps", fontsize=10)
         panels[1][i].legend(fontsize=7)
-        panels[1][i].sharey(panels[0][i])
     for row in panels:
         row[0].set_ylabel("test loss")
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=7, fontsize=8)
@@ -89,7 +89,7 @@ def strip_of(found: Mapping[str, Rows]) -> Any:
             draw_methods(axes, results, bounds.get(task, ()))
         else:
             draw_grid(axes, results)
-        axes.set_title(f"{name.replace('_', '-')}: {task}, {steps} steps", fontsize=9)
+        axes.set_title(f"{name.replace('_', '-')}\n{task}, {steps} steps", fontsize=9)
         axes.set_ylabel("relative error" if name == "matrices" else "test loss", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.legend(fontsize=6.5)
