@@ -4,11 +4,14 @@
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from randlora_ref.spec import Orientation, sides
+from randlora_ref.verify import integers
 from randlora_ref.verify.configurations import HOST, Backend, Choose
 from randlora_ref.verify.points import Property
 
@@ -33,3 +36,27 @@ def examples(few: int, most: int = 2000) -> settings:
 def drawn(draw: st.DrawFn, configuration: Callable[[Choose], Any]) -> Any:
     """What ``configuration`` draws, each choice by hypothesis, so that it shrinks to the first of each."""
     return configuration(lambda options: draw(st.sampled_from(options)))
+
+
+def layer_case(
+    rng: np.random.Generator,
+    shape: tuple[int, int],
+    rank: int,
+    n: int,
+    leading: tuple[int, ...] = (5,),
+    mask: bool = False,
+    **rules: str,
+) -> dict[str, Any]:
+    """Arguments of ``spec.backward``, and ``bias``, by name, all integers; the bases are one larger than the layer.
+
+    ``rules``: ``pairing`` and ``orientation``; the paper's unless given.
+    """
+    rules = {"pairing": "literal", "orientation": "paper"} | rules
+    (out, in_), (D, d) = shape, sides(shape, cast(Orientation, rules["orientation"]))
+    sizes = {"x": (*leading, in_), "dy": (*leading, out), "weight": shape, "bias": (out,)}
+    sizes |= {"A": (rank, d + 1), "B": (n + 1, D + 1, rank), "lambda_": (n, rank), "gamma": (n, d)}
+    case: dict[str, Any] = {
+        name: integers.small(rng, *size, size=1 if name in "AB" else 3) for name, size in sizes.items()
+    }
+    kept = 2.0 * rng.integers(0, 2, case["x"].shape) if mask else None  # p = 1/2: kept values count twice
+    return case | rules | {"scaling": 0.5, "dropout_mask": kept}

@@ -11,36 +11,17 @@ A function that is affine in an argument p has f(p + u) − f(p) linear in u, so
 """
 
 from fractions import Fraction
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
 
-from ..spec import Orientation, sides
-
 Array = Any
-Sizes = tuple[int, ...]
 
 
 def small(rng: Generator, *shape: int, size: int = 3) -> Array:
     """Integers in [−size, size], held in float64."""
     return rng.integers(-size, size + 1, shape).astype(np.float64)
-
-
-def layer_case(
-    rng: Generator, shape: tuple[int, int], rank: int, n: int, leading: Sizes = (5,), mask: bool = False, **rules: str
-) -> dict[str, Any]:
-    """Arguments of ``spec.backward``, and ``bias``, by name, all integers; the bases are one larger than the layer.
-
-    ``rules``: ``pairing`` and ``orientation``; the paper's unless given.
-    """
-    rules = {"pairing": "literal", "orientation": "paper"} | rules
-    (out, in_), (D, d) = shape, sides(shape, cast(Orientation, rules["orientation"]))
-    sizes = {"x": (*leading, in_), "dy": (*leading, out), "weight": shape, "bias": (out,)}
-    sizes |= {"A": (rank, d + 1), "B": (n + 1, D + 1, rank), "lambda_": (n, rank), "gamma": (n, d)}
-    case: dict[str, Any] = {name: small(rng, *size, size=1 if name in "AB" else 3) for name, size in sizes.items()}
-    kept = 2.0 * rng.integers(0, 2, case["x"].shape) if mask else None  # p = 1/2: kept values count twice
-    return case | rules | {"scaling": 0.5, "dropout_mask": kept}
 
 
 def adjoint_gap(cotangent: Array, change: Array, gradient: Array, step: Array) -> float:

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from strategies import layer_case
 
 import randlora_ref as rl
 from randlora_ref import nn, spec
 from randlora_ref.adapters.randlora import ORDERS, contraction_costs
-from randlora_ref.verify import gauge, integers
+from randlora_ref.verify import gauge
 
 LEADING = st.sampled_from([(), (0,), (1,), (4,), (2, 3), (3, 0, 1)])
 
@@ -23,7 +24,7 @@ def layer_cases(draw: st.DrawFn, elements: Any = None) -> dict[str, Any]:
     side = st.integers(1, 7 if elements is None else 4)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     pairing, shape, mask = draw(st.sampled_from(["literal", "crossed"])), (draw(side), draw(side)), draw(st.booleans())
-    case = integers.layer_case(rng, shape, draw(side), draw(side), draw(LEADING), mask, pairing=pairing)
+    case = layer_case(rng, shape, draw(side), draw(side), draw(LEADING), mask, pairing=pairing)
     if elements is None:
         return case
     sizes = {name: x.shape for name, x in case.items() if isinstance(x, np.ndarray)}
@@ -77,7 +78,7 @@ def test_half_precision_on_ternary_integers(library: Any) -> None:
     """With every array in {−1, 0, 1} the results fit eleven bits, so float16 is exact too."""
     if library.name == "strict":
         pytest.skip("array-api-strict has no float16")
-    case = integers.layer_case(np.random.default_rng(0), (6, 9), 2, 3)
+    case = layer_case(np.random.default_rng(0), (6, 9), 2, 3)
     ternary = {k: np.clip(v, -1, 1) for k, v in case.items() if isinstance(v, np.ndarray)}
     case = case | ternary
     expected = gauge.expected(case)
@@ -157,7 +158,7 @@ def test_keeping_the_merged_weight_changes_no_result(case: dict[str, Any]) -> No
 
 def test_replace_widens_the_bases_and_never_narrows_them(library: Any) -> None:
     """Both learned arrays may change their precision at once; A and B, in any layout, are held in theirs or refused."""
-    case = integers.layer_case(np.random.default_rng(0), (6, 9), 2, 3)
+    case = layer_case(np.random.default_rng(0), (6, 9), 2, 3)
     bring = {name: library.array(np.asarray(x, "float32")) for name, x in case.items() if isinstance(x, np.ndarray)}
     layer = adapter(case | bring)
     for dtype in ("float64", "complex64", "complex128"):

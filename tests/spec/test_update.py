@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import layer_case
 
 from randlora_ref import spec
 from randlora_ref.verify import integers
@@ -22,7 +23,7 @@ def layer_cases(draw: st.DrawFn) -> dict[str, Any]:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     shape = (draw(DIMENSION), draw(DIMENSION))
     pairing, mask = draw(st.sampled_from(["literal", "crossed"])), draw(st.booleans())
-    return integers.layer_case(rng, shape, draw(DIMENSION), draw(DIMENSION), draw(LEADING), mask, pairing=pairing)
+    return layer_case(rng, shape, draw(DIMENSION), draw(DIMENSION), draw(LEADING), mask, pairing=pairing)
 
 
 def update_by_index(case: dict[str, Any]) -> np.ndarray[Any, Any]:
@@ -146,7 +147,7 @@ def test_rationals_and_integers_give_the_same(case: dict[str, Any]) -> None:
 
 def test_on_every_array_library(library: Any) -> None:
     """Operators and indexing are all it takes."""
-    case = integers.layer_case(np.random.default_rng(3), (4, 6), 2, 3, (2, 3), pairing="crossed")
+    case = layer_case(np.random.default_rng(3), (4, 6), 2, 3, (2, 3), pairing="crossed")
     arguments = {k: library.array(v) if isinstance(v, np.ndarray) else v for k, v in case.items() if k != "bias"}
     expected = spec.backward(**{k: v for k, v in case.items() if k != "bias"})
     for ours, theirs in zip(spec.backward(**arguments), expected, strict=True):

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from strategies import layer_case
 
 from randlora_ref import nn, spec
 from randlora_ref.verify import audit, complex_step, functions, gauge, integers, models, points
@@ -57,7 +58,7 @@ def test_true_zeros_compare_as_zero() -> None:
 def test_adjoint_sees_each_wrong_gradient() -> None:
     """A right gradient has gap 0; one sign, one transposed, one scaled or one missing entry does not."""
     rng = np.random.default_rng(0)
-    case = integers.layer_case(rng, (5, 5), 2, 3)
+    case = layer_case(rng, (5, 5), 2, 3)
     arguments = {name: x for name, x in case.items() if name != "dy"}
     right = gauge.expected(case)["gamma"]
     step = integers.small(rng, *right.shape) + 0.0
