@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
+import mpmath
 import numpy as np
 import pytest
 from hypothesis import given
@@ -96,6 +97,23 @@ def test_activations(library: Any, kind: str) -> None:
         y, _ = nn.activation(library.array(x.astype(dtype)), kind)
         assert library.host(y).dtype == dtype
         assert np.all(np.abs(library.host(y) - expected) <= 8 * np.finfo(dtype).eps * np.maximum(np.abs(x), 1e-3))
+
+
+@pytest.mark.parametrize(("dtype", "far"), [(np.float64, 37.0), (np.float32, 12.5)])
+def test_gelu_keeps_its_places_far_to_the_left(library: Any, dtype: Any, far: float) -> None:
+    """x·Φ(x) and its slope beside 40 digits, each within u of *itself*, not of x, times 16 + 2.5·x², or twice that.
+
+    The exponent x²/2 is right to five roundings, 2.5·x²·u in all; the slope is a difference of two such, at most half
+    of their sum where x <= −1.5.
+    """
+    x = np.linspace(-far, -1.5, 500).astype(dtype)
+    found = [library.host(one) for one in nn.activation(library.array(x), "gelu")]
+    with mpmath.workdps(40):
+        wide = [mpmath.mpf(float(one)) for one in x]
+        right = [[t * mpmath.ncdf(t) for t in wide], [mpmath.ncdf(t) + t * mpmath.npdf(t) for t in wide]]
+        for times, values, exact in zip((1, 2), found, right, strict=True):
+            error = [abs(float(mpmath.mpf(float(y)) / one - 1)) for y, one in zip(values, exact, strict=True)]
+            assert np.all(error <= times * (16 + 2.5 * x.astype(float) ** 2) * np.finfo(dtype).eps / 2)
 
 
 @pytest.mark.parametrize("function", [nn.layer_norm, nn.rms_norm])
