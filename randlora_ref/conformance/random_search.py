@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import checks
+from ..arrays import UNIT_ROUNDOFF
 from ..dialects import Dialect, get_dialect
 from ..rank.exact import Progress
 from ..spec import SPEC_VERSION
@@ -35,6 +36,7 @@ def search(
     import hypothesis
     from hypothesis import strategies as st
 
+    checks.choice("dtype", dtype, (None, *UNIT_ROUNDOFF))
     count, seed, begin = checks.integer("count", count), checks.seed(seed), perf_counter()
     target = named_target(name_of(implementation) if target is None else target, dialect)
     rules = get_dialect("paper" if dialect is None else dialect)
