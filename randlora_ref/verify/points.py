@@ -168,8 +168,8 @@ def single(point: Point, backend: Backend) -> float:
     """float32: the worst error over 2·the specification's own in float32 + 16·u, on the scale of each tensor.
 
     A tensor's scale is its largest entry, at least 1/16 of the largest of all, since what is small beside that is what
-    rounding leaves of larger numbers. The specification's error is the largest of eight, here and a few ulps aside, of
-    which as many are taken as it takes to be enough.
+    rounding leaves of larger numbers. The specification's error is the largest of 64, here and a few ulps aside, of
+    which as many are taken as it takes to be enough: where much cancels, errors of either code vary threefold.
     """
     dy, theirs = np.asarray(point.dy, np.float32), 0.0
 
@@ -179,7 +179,7 @@ def single(point: Point, backend: Backend) -> float:
 
     found, here = point.results(backend, "float32"), {name: x.astype(np.float32) for name, x in point.values.items()}
     ours = error(found, here) if all(x.dtype == np.float32 for x in found.values()) else float("inf")
-    for values in (here, *aside(here, 7, 2.0**-22, seed=2)):
+    for values in (here, *aside(here, 63, 2.0**-22, seed=2)):
         theirs = max(theirs, error(point.expected(values, dy), values))
         if ours <= 2 * theirs + 16 * 2.0**-24:
             break
