@@ -38,7 +38,7 @@ def layer_gauges(case: dict[str, Any]) -> dict[str, Array]:
     ``case`` holds the arguments of ``spec.backward`` by name, with ``bias``.
     """
     kept = (str, NoneType)  # rules, and what is not there
-    return expected({name: x if isinstance(x, kept) else np.abs(np.float64(x)) for name, x in case.items()})
+    return expected({name: x if isinstance(x, kept) else np.abs(np.asarray(x, np.float64)) for name, x in case.items()})
 
 
 def expected(case: dict[str, Any]) -> dict[str, Array]:
