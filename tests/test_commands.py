@@ -205,18 +205,16 @@ def test_a_plot_without_matplotlib_is_said_before_the_work(capsys: Any, monkeypa
 def test_output_is_whole_on_any_stdout(encoding: str) -> None:
     """Every line comes, of a table and of JSON, and the JSON is the same."""
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "LC_ALL": "C"}
-    for arguments in (["dialects"], ["dialects", "--json"], ["rank", "--help"]):
-        command = [sys.executable, "-m", "randlora_ref", *arguments]
-        done = subprocess.run(command, capture_output=True, env=environment, cwd=Path(__file__).parents[1], check=True)
-        text = done.stdout.decode(encoding)
-        assert done.stderr == b""
-        if "--json" in arguments:
-            assert json.loads(text)["dialects"][0]["stored"].endswith("Γ (n, d)")
-        elif arguments == ["dialects"]:
-            assert text.rstrip().splitlines()[-1].startswith("paper and peft part in")
-            assert ("Lambda (n, r)" in text) == (encoding != "utf-8")
-        else:
-            assert text.rstrip().endswith("--steps 2")
+    commands = "['dialects'], ['dialects', '--json'], ['rank', '--help']"
+    program = f"from randlora_ref.cli import main\nfor command in {commands}: print('====') or main(command)"
+    command, folder = [sys.executable, "-c", program], Path(__file__).parents[1]
+    done = subprocess.run(command, capture_output=True, env=environment, cwd=folder, check=True)
+    _, table, data, text = done.stdout.decode(encoding).split("====")
+    assert done.stderr == b""
+    assert json.loads(data)["dialects"][0]["stored"].endswith("Γ (n, d)")
+    assert table.rstrip().splitlines()[-1].startswith("paper and peft part in")
+    assert ("Lambda (n, r)" in table) == (encoding != "utf-8")
+    assert text.rstrip().endswith("--steps 2")
 
 
 def test_progress_is_for_long_work_on_a_terminal(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import examples
 
 from randlora_ref import DIALECTS, Bases, RandLoRA, adapters, certify_rank, checks, spec
 from randlora_ref.adapters import FullFineTuning, LoRA, NoLA, RandLoRAa, VeRA
@@ -196,6 +197,7 @@ def sum_of_products(terms: Any) -> Any:
     return total
 
 
+@examples(30)
 @given(case=CASES)
 def test_forward_and_gradients(method: Method, library: Any, case: Case) -> None:
     """y is the formula's, and each gradient dp has ⟨dy, f(p + u) − f(p)⟩ = ⟨dp, u⟩, for p = 0 cotangents too."""
@@ -231,6 +233,7 @@ def test_forward_and_gradients(method: Method, library: Any, case: Case) -> None
     assert not any(np.any(library.host(g)) for g in (dx, *grads) if g is not None)
 
 
+@examples(30)
 @given(case=CASES)
 def test_update_factors_merge_count_replace(method: Method, library: Any, case: Case) -> None:
     """ΔW, its factors, merging, counting and replacing."""
@@ -256,6 +259,7 @@ def test_update_factors_merge_count_replace(method: Method, library: Any, case: 
         adapter.replace(rank=2)
 
 
+@examples(30)
 @given(case=CASES)
 def test_complex_values_pass_through(method: Method, library: Any, case: Case) -> None:
     """Complex integers pass through both ways, and nothing is conjugated."""
