@@ -5,7 +5,6 @@
 The rows that do not count have gradient zero. If none counts, L is 0 (PyTorch has NaN there).
 """
 
-from functools import partial
 from typing import Any
 
 from .. import arrays, checks
@@ -43,24 +42,27 @@ def mean_loss(xp: Any, z: Array, labels: Array, ignored: int = IGNORED) -> tuple
     return xp.sum(share * (xp.log(exp_sum) + (z_max - chosen))), (z, label[:, None], z_max, exp_sum, share)
 
 
+@arrays.blocked
 def logits_backward(
-    xp: Any, z: Array, label: Array, z_max: Array, exp_sum: Array, share: Array, *, classes: Array, through: Any
+    xp: Any, z: Array, label: Array, z_max: Array, exp_sum: Array, share: Array, *, classes: Array
 ) -> Array:
-    """∂L/∂z (T, V) = share∘(softmax(z) − e_label), as d log Σ exp(z) = ⟨softmax(z), dz⟩; ``classes`` are 0 … V − 1.
-
-    With ``through`` (V, k), its product with that (T, k).
-    """
+    """∂L/∂z (T, V) = share∘(softmax(z) − e_label), as d log Σ exp(z) = ⟨softmax(z), dz⟩; ``classes`` are 0 … V − 1."""
     p = xp.exp(z - z_max) * (share / exp_sum)
-    dz = p - arrays.where(xp, label == classes, share, 0.0)
-    return dz if through is None else dz @ through
+    return p - arrays.where(xp, label == classes, share, 0.0)
 
 
 def mean_loss_backward(xp: Any, cache: Any, dloss: Any, through: Array | None = None) -> Array:
     """∂L/∂z (T, V), or its product with ``through`` (V, k), a number of rows at a time."""
     *rows, share = cache
+    rows.append(share * dloss)
     classes = xp.arange(rows[0].shape[1], dtype=xp.int64, **arrays.on(arrays.device_of(share)))
-    kernel = partial(logits_backward, xp, classes=classes, through=through)
-    return arrays.by_rows(xp, kernel, *rows, share * dloss, step=None if through is None else LOGIT_ROWS)
+    if through is None:
+        return logits_backward(xp, *rows, classes=classes)
+
+    def product(*rows: Array) -> Array:
+        return logits_backward(xp, *rows, classes=classes) @ through  # in cache, each few rows of a block
+
+    return arrays.by_rows(xp, product, *rows, step=LOGIT_ROWS)
 
 
 # ---------------------------------------------------------------------------------------------------------
